@@ -1,0 +1,49 @@
+"""Every error that Winnow raises on purpose.
+
+    WinnowError                  exit code 1
+    |-- UserError                exit code 2: the config, the input or the workspace is wrong; the message says what to change
+    |   |-- ConfigError          a key, a value, a name or a combination in the config
+    |   |-- InputError           a pool, a table or a file that cannot serve as what the config says it is
+    |   |-- ModelError           weights, names or towers of a model
+    |   `-- WorkspaceError       a workspace that cannot be written, read or trusted
+    `-- LimitExceeded            exit code 3: a limit of the config stopped the run
+
+Each takes one message and survives pickling, so that it crosses process borders whole.
+"""
+
+
+class WinnowError(Exception):
+    """The root. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class UserError(WinnowError):
+    """Something that the user can change is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A key, a value, a name or a combination in the config."""
+
+
+class InputError(UserError):
+    """A pool, a table or a file that cannot serve as what the config says it is."""
+
+
+class ModelError(UserError):
+    """Weights, names or towers of a model."""
+
+
+class WorkspaceError(UserError):
+    """A workspace that cannot be written, read or trusted."""
+
+
+class LimitExceeded(WinnowError):
+    """A limit of the config stopped the run before anything downstream of it began."""
+
+    exit_code = 3

@@ -1,0 +1,136 @@
+"""How many samples each cluster keeps: the quadratic programme of density-based pruning, solved exactly in integers.
+
+Minimise sum_j (x_j - P_j n)^2 subject to sum_j x_j = n and lower_j <= x_j <= upper_j (arXiv 2401.04578, density-based
+pruning). The solution is x_j = clip(P_j n + level, lower_j, upper_j) with one level for all clusters. The sum is a
+rising, piecewise linear function of the level whose corners are known: sorting them finds the level in O(K log K).
+
+Shares are counted in units of 2^-20 of a sample. From there on everything is int64, so sums are exact, equal clusters
+are treated alike, and the answer is the same on every machine.
+
+Legend: K clusters. "units" are 2^-20 of a sample.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.errors import ConfigError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+UNIT_BITS = 20
+MAX_CLUSTERS = 1 << UNIT_BITS
+MAX_ROWS = 1 << 40
+
+
+def solve_quotas(probabilities_K: Floats, sizes_K: Ints, target: int, floor: int = 1) -> Ints:
+    """The integer quotas nearest to `probabilities_K * target` in least squares, summing to `target` exactly.
+
+    The bounds are min(floor, size) <= quota <= size, so that no cluster dies out and an empty one keeps 0. When the
+    target is smaller than the number of clusters that have members, not each of them can keep one sample; the lower
+    bound is then 0 everywhere, and the clusters with the smallest probabilities are the ones that keep nothing.
+
+    The fractions of the continuous solution go to the largest remainders, ties to the lowest cluster id. This is the
+    optimum of the integer programme too: raising a cluster with remainder r costs 1 - 2 r, raising one that sits on its
+    lower bound costs at least 1.
+
+    Args:
+        probabilities_K: float64, not negative, summing to 1: each cluster's share (`operators.density.softmax`).
+        sizes_K: int64, members of each cluster, 0 or more.
+        target: samples to keep, from 0 to the sum of the sizes.
+        floor: the fewest samples a cluster keeps where it has that many, at least 1 (`balance_floor`).
+
+    Returns:
+        quotas_K: int64.
+
+    Raises:
+        ConfigError: the target exceeds the samples there are, or the floors exceed the target.
+
+    Notes:
+        Abbas et al. 2024, arXiv 2401.04578, density-based pruning. Deviations: a general solver with rounding, as in
+        the reference, misses the target (`benchmarks/quotas.py`); a target below the number of clusters has an answer.
+    """
+    assert probabilities_K.shape == sizes_K.shape, "one probability for each cluster"
+    assert sizes_K.size < MAX_CLUSTERS, "the remainders that the units hide must sum to less than one sample"
+    assert sizes_K.sum() < MAX_ROWS, "units must fit int64"
+    lower_K = _lower_bounds(sizes_K, target, floor)
+    _check_probabilities(probabilities_K)
+
+    wanted_K = np.rint(probabilities_K * float(target << UNIT_BITS)).astype(np.int64)
+    units_K = project(wanted_K, lower_K << UNIT_BITS, sizes_K << UNIT_BITS, target << UNIT_BITS)
+    quotas_K, remainders_K = units_K >> UNIT_BITS, units_K & ((1 << UNIT_BITS) - 1)
+    missing = target - int(quotas_K.sum())
+    assert 0 <= missing <= np.count_nonzero(remainders_K)
+    if missing:
+        claims_K = remainders_K * MAX_CLUSTERS - np.arange(sizes_K.size)  # no two are equal
+        quotas_K[np.argpartition(-claims_K, missing - 1)[:missing]] += 1
+    return quotas_K
+
+
+def project(wanted_K: Ints, lower_K: Ints, upper_K: Ints, total: int) -> Ints:
+    """The nearest point to `wanted_K` between the bounds that sums to `total`, rounded down to whole units.
+
+    All in units, int64. Fewer than K units are lost to rounding down, and only by coordinates strictly between their
+    bounds, which all lose the same fraction of a unit.
+
+    Args:
+        wanted_K: the point to project.
+        lower_K: lower bounds.
+        upper_K: upper bounds, at least `lower_K`.
+        total: the sum to reach, between the sums of the bounds.
+    """
+    # The lowest bit tells a rise of the slope (a lower bound is left) from a fall: sorting keys is faster than argsort.
+    keys_2K = np.sort(np.concatenate([(lower_K - wanted_K) * 2, (upper_K - wanted_K) * 2 + 1]))
+    corners_2K, slopes_2K = keys_2K >> 1, np.cumsum(1 - 2 * (keys_2K & 1))
+    sums_2K = lower_K.sum() + np.concatenate([[0], np.cumsum(slopes_2K[:-1] * np.diff(corners_2K))])
+
+    corner = int(np.searchsorted(sums_2K, total))
+    if corner == 0:
+        return lower_K.copy()
+    level = corners_2K[corner - 1] + (total - sums_2K[corner - 1]) // slopes_2K[corner - 1]
+    shifted_K: Ints = np.clip(wanted_K + level, lower_K, upper_K)
+    return shifted_K
+
+
+def balance_floor(target: int, num_clusters: int, class_balance: float) -> int:
+    """The fewest samples a cluster keeps: floor(target / num_clusters * class_balance), at least 1.
+
+    Computed from the decimal text of `class_balance`, so 0.1 means one tenth.
+
+    Args:
+        target: samples to keep.
+        num_clusters: clusters, empty ones included, at least 1.
+        class_balance: in [0, 1]; 0 lets the probabilities decide alone, 1 gives each cluster the same quota.
+    """
+    if not 0 <= class_balance <= 1:
+        raise ConfigError(f"class_balance must be in [0, 1], got {class_balance}")
+    return max(1, int(Fraction(repr(float(class_balance))) * target / num_clusters))
+
+
+def _lower_bounds(sizes_K: Ints, target: int, floor: int) -> Ints:
+    num_rows, num_filled = int(sizes_K.sum()), int(np.count_nonzero(sizes_K))
+    if not 0 <= target <= num_rows:
+        raise ConfigError(
+            f"the number of samples to keep must be between 0 and the {num_rows} that are there "
+            f"(in {num_filled} non-empty clusters of {sizes_K.size}), got {target}"
+        )
+    if floor < 1:
+        raise ConfigError(f"the floor of the quotas must be at least 1, got {floor}")
+    if floor == 1 and target < num_filled:
+        return np.zeros_like(sizes_K)
+    lower_K = np.minimum(sizes_K, floor)
+    if lower_K.sum() > target:
+        raise ConfigError(
+            f"the floors of the quotas must not exceed the number of samples to keep: at least {floor} from each of "
+            f"{num_filled} non-empty clusters (all members where a cluster has fewer) makes {lower_K.sum()}, "
+            f"got {target}"
+        )
+    return lower_K
+
+
+def _check_probabilities(probabilities_K: Floats) -> None:
+    total = float(probabilities_K.sum())
+    if probabilities_K.size and not (probabilities_K.min() >= 0 and abs(total - 1) < 1e-6):
+        raise ConfigError(f"the probabilities of the clusters must be at least 0 and sum to 1, got a sum of {total}")
