@@ -1,0 +1,55 @@
+"""Says what became of one sample, and by which numbers.
+
+    winnow why WORKSPACE UID
+
+UID is the 32 hexadecimal digits that the ledger, the report and the exports show. Reads one file of the ledger.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from operators.errors import InputError
+from pipeline.console import show
+from pipeline.ledger import find_rows
+from pipeline.storage import Store
+
+_UID = re.compile(r"[0-9a-f]{32}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("workspace", metavar="WORKSPACE", help="of a run that has finished")
+    parser.add_argument("uid", metavar="UID", help="32 hexadecimal digits")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the sample's verdict; returns the exit code."""
+    uid = args.uid.strip().lower()
+    if not _UID.fullmatch(uid):
+        raise InputError(f"UID must be 32 hexadecimal digits, got {args.uid!r}")
+    rows = find_rows(Store(args.workspace), uid)
+    if not rows:
+        raise InputError(f"UID must be one that the ledger of {args.workspace} knows: no sample has uid {uid}")
+    print("\n\n".join(describe(row) for row in rows))
+    return 0
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """A row of the ledger for people: the verdict, then where the sample lies and every number behind the verdict."""
+    verdict = row["verdict"]
+    if row["step"]:
+        verdict += f" by {row['step']}: {row['reason']}" if verdict == "dropped" else f": {row['reason']}"
+    facts = [("shard", row["shard"]), ("key", row["key"]), *_flat(row["detail"])]
+    width = max(len(name) for name, _ in facts)
+    return "\n".join([f"{row['uid']} {verdict}", *(f"  {name:<{width}}  {value}" for name, value in facts)])
+
+
+def _flat(detail: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Facts in the order of their names; those of a step, or of any nested value, as `step.fact`."""
+    for name, value in detail.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, show(value)

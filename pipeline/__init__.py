@@ -1,0 +1,1 @@
+"""The plumbing: config, storage, readers, steps, Ray wiring, ledger, report. No formulas."""

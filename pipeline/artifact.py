@@ -1,0 +1,213 @@
+"""Artifacts: the immutable outputs of steps, one part for each shard, listed by a manifest.
+
+Layout, relative to the workspace:
+
+    <step>/<hash>/<part id>/<sha256>.parquet     a part's rows, named by their content
+    <step>/<hash>/<part id>/part.json            the commit: it names the file above, its rows and counts
+    <step>/<hash>/manifest-<digest>.json         lists the parts of one pool; written last
+
+A part id is the shard's fingerprint, followed by the digest of the rows that entered where only some did. So one new
+shard costs one new part, and a file that no `part.json` names is what a dead attempt left behind: never read.
+"""
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from operators.errors import WorkspaceError
+from pipeline.storage import Store, digest, file_sha256
+
+FORMAT_VERSION = 1
+ROW_GROUP_ROWS = 8192
+
+_REPETITIVE = {"reason", "ext", "shard"}
+_PACKAGES = ("winnow", "numpy", "pyarrow", "ray", "torch", "open_clip_torch", "timm", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The published rows of one shard.
+
+    Attributes:
+        shard: the shard's name.
+        id: the part's address inside its artifact.
+        path: the Parquet file, relative to the workspace.
+        rows: rows of the file: always those of the shard's `samples` part.
+        size: bytes of the file.
+        sha256: of the file.
+        counts: what happened to the rows: `in`, `kept`, `dropped:<reason>`, `rejected:<reason>`, and a step's own.
+        mask: digest of the rows that go on after this step; empty for attributes, which let every row pass.
+        notes: facts that are not counts, such as a shard's damage.
+    """
+
+    shard: str
+    id: str
+    path: str
+    rows: int
+    size: int
+    sha256: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+    mask: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """All parts of one step over one pool, in the order of the shards' names.
+
+    Attributes:
+        step: the step's name.
+        folder: where it lies, relative to the workspace.
+        parts: one for each shard.
+        info: the step's own results and settings, as the manifest shows them.
+        reused: whether the manifest was there before this run.
+        seconds: wall time of the run that made it.
+    """
+
+    step: str
+    folder: str
+    parts: tuple[Part, ...]
+    info: Mapping[str, Any] = field(default_factory=dict)
+    reused: bool = False
+    seconds: float = 0.0
+
+    @property
+    def digest(self) -> str:
+        """Names the content: what a step that reads this artifact is addressed by."""
+        return digest(self.folder, [(part.id, part.sha256) for part in self.parts])
+
+    @property
+    def rows(self) -> int:
+        """Rows over all parts."""
+        return sum(part.rows for part in self.parts)
+
+    def total(self, count: str) -> int:
+        """The sum of one count over all parts."""
+        return sum(part.counts.get(count, 0) for part in self.parts)
+
+    def totals(self, prefix: str) -> dict[str, int]:
+        """The sums of all counts named `prefix:<reason>`, by reason, the most frequent first."""
+        sums: dict[str, int] = {}
+        for part in self.parts:
+            for name, count in part.counts.items():
+                kind, _, reason = name.partition(":")
+                if kind == prefix and reason:
+                    sums[reason] = sums.get(reason, 0) + count
+        return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
+
+
+def publish_part(store: Store, folder: str, draft: Part, tables: Iterable[pa.Table], schema: pa.Schema) -> Part:
+    """Writes a part's rows, then commits it. Of two writers, the first to commit wins and both return its record.
+
+    Args:
+        store: the workspace.
+        folder: the artifact's.
+        draft: everything but `path`, `rows`, `size` and `sha256`.
+        tables: the rows, in order, in pieces of any size.
+        schema: of every table.
+    """
+    home = f"{folder}/{draft.id}"
+    with store.scratch(home) as scratch:
+        rows = _write_parquet(scratch, tables, schema)
+        sha256 = file_sha256(scratch)
+        path = f"{home}/{sha256[:16]}.parquet"
+        size = scratch.stat().st_size
+        if not store.publish_file(scratch, path):
+            raise WorkspaceError(f"{store.url}/{path} must hold the content it is named by, got other bytes")
+    part = replace(draft, path=path, rows=rows, size=size, sha256=sha256)
+    if store.publish_json(f"{home}/part.json", asdict(part)):
+        return part
+    return read_part(store, home)
+
+
+def read_part(store: Store, home: str) -> Part:
+    """The committed record of a part's folder."""
+    return Part(**store.read_json(f"{home}/part.json"))
+
+
+def published_parts(store: Store, folder: str, part_ids: Iterable[str]) -> dict[str, Part]:
+    """The committed parts among those asked for, by id: what an interrupted run left to go on from."""
+    found = store.find(folder)
+    homes = [part_id for part_id in part_ids if f"{folder}/{part_id}/part.json" in found]
+    return {part_id: read_part(store, f"{folder}/{part_id}") for part_id in homes}
+
+
+def read_columns(store: Store, path: str, columns: list[str] | None = None) -> pa.Table:
+    """Some columns of a part, or all. A struct's field is named `struct.field`."""
+    with store.open(path) as file:
+        return pq.read_table(file, columns=columns, use_threads=False)
+
+
+def manifest_name(folder: str, part_ids: Iterable[str]) -> str:
+    """The name of the manifest that lists exactly these parts."""
+    return f"{folder}/manifest-{digest(list(part_ids))}.json"
+
+
+def publish_manifest(store: Store, artifact: Artifact, settings: Mapping[str, Any]) -> Artifact:
+    """Publishes an artifact whole. What another run published first for the same parts is what counts."""
+    name = manifest_name(artifact.folder, (part.id for part in artifact.parts))
+    record = {
+        "format_version": FORMAT_VERSION,
+        "step": artifact.step,
+        "settings": settings,
+        "packages": package_versions(),
+        "info": artifact.info,
+        "seconds": artifact.seconds,
+        "parts": [asdict(part) for part in artifact.parts],
+    }
+    if store.publish_json(name, record):
+        return artifact
+    return read_manifest(store, artifact.folder, name)
+
+
+def read_manifest(store: Store, folder: str, name: str) -> Artifact:
+    """Reads a published artifact.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        WorkspaceError: it was written by another format version.
+    """
+    record = store.read_json(name)
+    if record.get("format_version") != FORMAT_VERSION:
+        raise WorkspaceError(
+            f"{store.url}/{name} must have format_version {FORMAT_VERSION}, got {record.get('format_version')}"
+        )
+    parts = tuple(Part(**part) for part in record["parts"])
+    return Artifact(record["step"], folder, parts, record["info"], True, record["seconds"])
+
+
+def mask_digest(kept_N: NDArray[np.bool_]) -> str:
+    """Names a set of rows of one shard."""
+    return digest(len(kept_N), np.packbits(kept_N).tobytes().hex())
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of what the results depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Streams tables into row groups of `ROW_GROUP_ROWS`, whatever the tables' own sizes. Returns the rows."""
+    rows = 0
+    waiting: list[pa.Table] = []
+    # Embeddings are noise to a compressor, and dictionaries of unique values are waste.
+    dictionary = [item.name for item in schema if pa.types.is_string(item.type) and item.name in _REPETITIVE]
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary) as writer:
+        for table in tables:
+            rows += table.num_rows
+            waiting.append(table)
+            if sum(piece.num_rows for piece in waiting) >= ROW_GROUP_ROWS:
+                joined = pa.concat_tables(waiting)
+                whole = joined.num_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
+                writer.write_table(joined.slice(0, whole), row_group_size=ROW_GROUP_ROWS)
+                waiting = [joined.slice(whole)]
+        if waiting and sum(piece.num_rows for piece in waiting):
+            writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP_ROWS)
+    return rows

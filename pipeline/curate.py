@@ -1,0 +1,108 @@
+"""Running a curation: every step in order, each found or made, then the ledger, the summary and the exports."""
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.artifact import Artifact
+from pipeline.curation import Curation
+from pipeline.embed import make
+from pipeline.engine import engine
+from pipeline.export.run import export
+from pipeline.ledger import write_ledger
+from pipeline.limits import check_limits
+from pipeline.models import check_model
+from pipeline.pool import Shard, check_source, list_shards
+from pipeline.progress import Progress, open_progress
+from pipeline.record import write_record
+from pipeline.report.build import write_report
+from pipeline.run import Modality, Run
+from pipeline.steps.base import Step
+from pipeline.steps.unique_uid import UniqueUid
+from pipeline.summary import Summary, summarise, write_summary
+
+
+def check(config: Curation) -> list[Shard]:
+    """Checks what can be known before any work: paths, columns, weights, lists, functions, the workspace.
+
+    Returns:
+        the pool's shards, sorted by name.
+
+    Raises:
+        UserError: what is wrong and what to change.
+    """
+    shards = list_shards(config.pool)
+    for index, source in enumerate(config.pool.sources):
+        check_source(source, [shard for shard in shards if shard.source == index])
+    for settings in config.models.values():
+        check_model(settings)
+    for step in config.steps:
+        step.check()
+    config.store.check_writable()
+    return shards
+
+
+def run_curation(config: Curation, address: str | None = None) -> Summary:
+    """Checks a config, starts or joins Ray, and runs every step. Raises as `check` and `curate` do."""
+    shards = check(config)
+    with engine(config.resources, address) as workers, open_progress() as progress:
+        return curate(config, shards, workers=workers, progress=progress)
+
+
+def curate(config: Curation, shards: Sequence[Shard], *, workers: int, progress: Progress) -> Summary:
+    """Runs every step of a checked config on a Ray that is up.
+
+    Raises:
+        UserError, LimitExceeded: nothing half-done is visible; a later run goes on from what was published.
+    """
+    run = start_run(config, shards, workers=workers, progress=progress)
+    for _ in run_steps(run, config.steps):
+        pass
+    run.artifacts["ledger"] = write_ledger(run, run.verdicts)
+    write_record(config, run)
+    exports = [export(run, settings) for settings in config.export]
+    summary = summarise(run, exports)
+    write_summary(run, summary)
+    if config.report:
+        write_report(run, summary)
+    return summary
+
+
+def start_run(config: Curation, shards: Sequence[Shard], *, workers: int, progress: Progress, dry: bool = False) -> Run:
+    """A run of a config that has found and made nothing yet."""
+    return Run(
+        store=config.store,
+        pool=config.pool,
+        shards=shards,
+        seed=config.seed,
+        models=config.models,
+        workers=workers,
+        threads=config.resources.threads,
+        progress=progress,
+        dry=dry,
+    )
+
+
+def run_steps(run: Run, steps: Sequence[Step]) -> Iterator[Artifact]:
+    """Finds or makes every artifact in order; yields each step's when it is there."""
+    make(run, first_needs(steps))
+    yield run.samples
+    unique = UniqueUid()
+    yield run.add_verdicts(unique.run(run))
+    check_limits(run.pool, run.samples, run.verdicts[0])
+    for step in steps:
+        make(run, step.embeddings())
+        artifact = step.run(run)
+        if step.gives_score:
+            run.artifacts[step.title] = artifact
+        else:
+            run.add_verdicts(artifact)
+        yield artifact
+
+
+def first_needs(steps: Sequence[Step]) -> list[tuple[str, Modality]]:
+    """The embeddings that are needed before any step may drop a row: made while the samples are read."""
+    needs: list[tuple[str, Modality]] = []
+    for step in steps:
+        needs += [need for need in step.embeddings() if need not in needs]
+        if not step.gives_score:
+            break
+    return needs

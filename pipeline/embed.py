@@ -1,0 +1,120 @@
+"""The two kinds of artifact that come from the shards themselves: `samples`, and a model's embeddings.
+
+One pass over the shards makes all that is first needed at the same place. What the workspace already holds is left out.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.artifact import Artifact, Part, publish_manifest, published_parts
+from pipeline.models import model_identity
+from pipeline.pool import Pool, Shard
+from pipeline.run import Modality, NotPublished, Run, find_published
+from pipeline.storage import digest
+from pipeline.stream.flow import new_attempt, run_pass
+from pipeline.stream.work import EMBEDDING_VERSION, SAMPLES_VERSION, Need, Pass, ShardWork
+
+_NOT_READING = {"path", "root", "name", "weight", "storage"}
+"""Source settings that say where shards lie, not how they are read: moving a pool redoes nothing."""
+
+
+def samples_folder(pool: Pool) -> str:
+    """Where the `samples` artifact of a pool lies."""
+    limits = pool.model_dump(mode="json", include={"max_pixels", "max_member_bytes", "chunk_samples"})
+    return f"samples/{digest(SAMPLES_VERSION, limits)}"
+
+
+def samples_id(pool: Pool, shard: Shard) -> str:
+    """The part id of a shard in the `samples` artifact: what it holds and how it is read."""
+    reading = pool.sources[shard.source].model_dump(mode="json", exclude=_NOT_READING)
+    return digest(shard.fingerprint, reading)
+
+
+def make(run: Run, needs: Sequence[tuple[str, Modality]]) -> None:
+    """Makes sure of `samples`, and of the embeddings of every row that still stands, in one pass over the shards.
+
+    Args:
+        run: gains `artifacts["samples"]` and `embeddings`.
+        needs: (model, modality) pairs; those that the run has already are left as they are.
+    """
+    started = time.monotonic()
+    ids = [samples_id(run.pool, shard) for shard in run.shards]
+    targets = [_Target("samples", samples_folder(run.pool), ids)]
+    wanted = [_need(run, *need) for need in needs if need not in run.embeddings]
+    targets += [_Target(need.name, need.folder, _embedding_ids(run, ids)) for need in wanted]
+
+    published = [run.artifacts.get(target.name) or _find(run, target) for target in targets]
+    made = [
+        {part.id: part for part in artifact.parts}
+        if artifact
+        else published_parts(run.store, target.folder, target.ids)
+        for target, artifact in zip(targets, published, strict=True)
+    ]
+    missing = [target for target, artifact in zip(targets, published, strict=True) if artifact is None]
+    if missing and run.dry:
+        raise NotPublished(missing[0].name)
+    if missing:
+        _stream(run, targets, wanted, made, title=", ".join(target.name for target in missing))
+    seconds = round(time.monotonic() - started, 3)
+    for target, artifact, parts in zip(targets, published, made, strict=True):
+        run.artifacts[target.name] = artifact or _publish(run, target, parts, seconds)
+    for need in wanted:
+        run.embeddings[need.model, need.modality] = run.artifacts[need.name]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """An artifact that a pass may have to make: its name, its folder, and the part ids in the order of the shards."""
+
+    name: str
+    folder: str
+    ids: Sequence[str]
+
+
+def _stream(
+    run: Run, targets: Sequence[_Target], needs: Sequence[Need], made: Sequence[dict[str, Part]], title: str
+) -> None:
+    """Passes over the shards that lack a part of some target, and adds what was made to `made`."""
+    samples, *embeddings = targets
+    works = []
+    for i, shard in enumerate(run.shards):
+        part = made[0].get(samples.ids[i])
+        lacking = tuple(
+            (need, target.ids[i])
+            for need, target, parts in zip(needs, embeddings, made[1:], strict=True)
+            if target.ids[i] not in parts
+        )
+        if part is None or lacking:
+            entering = run.entering.parts[i].path if run.entering else None
+            path, rows = (part.path, part.rows) if part else (None, None)
+            works.append(ShardWork(shard, samples.ids[i], path, rows, entering, lacking))
+    if not works:
+        return
+    job = Pass(run.store, run.pool, samples.folder, run.models, new_attempt())
+    by_folder = {target.folder: parts for target, parts in zip(targets, made, strict=True)}
+    with run.progress.step(title) as progress:
+        for folder, part in run_pass(job, works, workers=run.workers, progress=progress):
+            by_folder[folder][part.id] = part
+
+
+def _need(run: Run, model: str, modality: Modality) -> Need:
+    identity = digest(EMBEDDING_VERSION, model_identity(run.models[model]), modality, samples_folder(run.pool))
+    return Need(model, modality, f"{model}.{modality}/{identity}")
+
+
+def _embedding_ids(run: Run, ids: Sequence[str]) -> list[str]:
+    masks = [part.mask for part in run.entering.parts] if run.entering else [""] * len(ids)
+    return [digest(part_id, mask) for part_id, mask in zip(ids, masks, strict=True)]
+
+
+def _find(run: Run, target: _Target) -> Artifact | None:
+    return find_published(run.store, target.folder, target.ids)
+
+
+def _publish(run: Run, target: _Target, made: dict[str, Part], seconds: float) -> Artifact:
+    # A part may come from a pool that was elsewhere; its shard is what this pool calls it.
+    parts = tuple(
+        replace(made[part_id], shard=shard.name) for part_id, shard in zip(target.ids, run.shards, strict=True)
+    )
+    return publish_manifest(run.store, Artifact(target.name, target.folder, parts, seconds=seconds), {})

@@ -1,0 +1,130 @@
+"""`export`: writes what a run kept, in one of four formats, or finds that it is there already.
+
+An export is addressed by its settings and by the samples and verdicts that it reads. Its receipt,
+`exports/<address>.json` in the workspace, lists every file with its size and SHA-256, and is written last. A killed
+export goes on where it stopped; an export of another config to the same place replaces the files of the earlier one.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from pipeline.export import keys, parquet, uids, webdataset
+from pipeline.export.claims import Claim, check_target, clear, read_claims, supersede
+from pipeline.export.settings import Export as ExportSettings
+from pipeline.export.target import File, Piece, Target, open_target, read_receipts, write_piece
+from pipeline.run import Run
+from pipeline.spread import spread
+from pipeline.storage import Store, digest, to_json
+from pipeline.summary import Export
+
+
+@dataclass(frozen=True)
+class _Format:
+    """One format: its version, what it depends on besides samples and verdicts, and its files in stages."""
+
+    version: int
+    plan: Callable[[Run, Any], list[list[Piece]]]
+    reads: Callable[[Run], Any] = lambda run: None
+
+
+_FORMATS = {
+    "webdataset": _Format(webdataset.VERSION, webdataset.plan),
+    "parquet": _Format(parquet.VERSION, parquet.plan, parquet.reads),
+    "uids": _Format(uids.VERSION, uids.plan),
+    "keys": _Format(keys.VERSION, keys.plan, keys.reads),
+}
+
+
+def export(run: Run, settings: ExportSettings) -> Export:
+    """Writes the kept samples of a run that has finished.
+
+    Args:
+        run: with its last verdicts in `entering`.
+        settings: format and place.
+
+    Raises:
+        WorkspaceError: the place holds files that are not from an export of this workspace, or cannot be written.
+        InputError: the pool is no longer what the run read.
+    """
+    started = time.monotonic()
+    target = open_target(settings)
+    address = _address(run, settings, target)
+    sizes = target.sizes()
+    if found := _find_receipt(run.store, address, sizes):
+        return found
+    stages = _FORMATS[settings.format].plan(run, settings)
+    names = tuple(name for stage in stages for piece in stage for name in piece.names)
+    mine = Claim(address, settings.format, target.url, target.folder_url, names)
+    claims = read_claims(run.store)
+    check_target(target, mine, claims, sizes)
+    older = supersede(run.store, mine, claims)
+    files = _write(run, target, mine, stages)
+    clear(run.store, target, mine, older)
+    target.remove_scratch()
+    return _write_receipt(run, settings, mine, files, time.monotonic() - started)
+
+
+def _address(run: Run, settings: ExportSettings, target: Target) -> str:
+    """Names all that the files depend on; credentials are no part of it."""
+    chosen = _FORMATS[settings.format]
+    assert run.entering is not None
+    return digest(
+        chosen.version,
+        settings.model_dump(mode="json", exclude={"path", "storage"}),
+        target.url,
+        run.samples.digest,
+        run.entering.digest,
+        chosen.reads(run),
+    )
+
+
+def _write(run: Run, target: Target, mine: Claim, stages: Sequence[Sequence[Piece]]) -> list[File]:
+    """Writes what is not there yet. The files of a stage are there only while those before it are whole."""
+    written = {file.name: file for file in read_receipts(run.store, mine.receipts)}
+    there = target.sizes()
+    done = {name for name, file in written.items() if there.get(name) == file.size}
+    pending: list[Sequence[Piece]] = [
+        [piece for piece in stage if not done.issuperset(piece.names)] for stage in stages
+    ]
+    if pending[0]:
+        for name in (name for stage in stages[1:] for piece in stage for name in piece.names):
+            target.store.remove(name)
+        pending[1:] = stages[1:]
+    write = partial(write_piece, run.store, target, mine.receipts)
+    total = sum(piece.samples for stage in pending for piece in stage)
+    with run.progress.step(f"export {mine.format}", total) as progress:
+        for stage in pending:
+            for samples, files in spread(write, stage, workers=run.workers):
+                written |= {file.name: file for file in files}
+                progress.advance(samples)
+    return [written[name] for name in mine.names]
+
+
+def _write_receipt(run: Run, settings: ExportSettings, mine: Claim, files: Sequence[File], seconds: float) -> Export:
+    assert run.entering is not None
+    made = Export(
+        format=settings.format,
+        path=settings.path,
+        samples=run.entering.total("kept"),
+        files=len(files),
+        bytes=sum(file.size for file in files),
+        seconds=round(seconds, 3),
+        reused=False,
+    )
+    record = {"export": asdict(made), "url": mine.url, "files": [asdict(file) for file in files]}
+    run.store.replace(mine.receipt, to_json(record))
+    return made
+
+
+def _find_receipt(workspace: Store, address: str, sizes: dict[str, int]) -> Export | None:
+    """What an earlier run wrote, when all of it is still there."""
+    try:
+        record = workspace.read_json(f"exports/{address}.json")
+    except FileNotFoundError:
+        return None
+    if any(sizes.get(file["name"]) != file["size"] for file in record["files"]):
+        return None
+    return Export(**record["export"] | {"reused": True})

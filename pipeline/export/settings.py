@@ -1,0 +1,51 @@
+"""The `export:` section of a config."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Export(BaseModel):
+    """What every export has.
+
+    Attributes:
+        path: a folder or file, local or any fsspec URL; relative paths are relative to the working folder.
+        storage: options for fsspec.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1)
+    storage: dict[str, Any] = Field(default_factory=dict)
+
+
+class WebdatasetExport(_Export):
+    """A folder of tars with the original bytes, in DataComp's resharded layout."""
+
+    format: Literal["webdataset"]
+    max_samples_per_shard: int = Field(default=10_000, ge=1)
+    max_shard_bytes: int = Field(default=3_000_000_000, ge=1)
+
+
+class ParquetExport(_Export):
+    """A folder of Parquet files: where every kept sample lies, with its caption, size, metadata and scores."""
+
+    format: Literal["parquet"]
+
+
+class UidsExport(_Export):
+    """DataComp's subset file: a `.npy` of dtype `u8,u8`, sorted."""
+
+    format: Literal["uids"]
+
+
+class KeysExport(_Export):
+    """The kept keys of every shard, for a webdataset loader that filters while loading."""
+
+    format: Literal["keys"]
+
+
+Export = Annotated[
+    WebdatasetExport | ParquetExport | UidsExport | KeysExport,
+    Field(discriminator="format"),
+]

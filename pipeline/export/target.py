@@ -1,0 +1,148 @@
+"""The place that an export writes to: a folder of its own, or a single file in a folder of somebody's.
+
+Files appear whole or not at all: they are written as scratch files and moved or uploaded when they are complete. What
+an export writes is a pure function of what it reads, so of two writers of one file it does not matter who is last.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from operators.errors import WorkspaceError
+from pipeline.export.settings import Export
+from pipeline.storage import Store, explain_write_errors, file_sha256, to_json
+
+FOLDERS = {"webdataset", "parquet"}
+"""The formats that fill a folder of their own."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an export goes.
+
+    Attributes:
+        store: the folder.
+        file: the one file's name; empty for an export with a folder of its own.
+    """
+
+    store: Store
+    file: str = ""
+
+    @cached_property
+    def folder_url(self) -> str:
+        """The folder, absolute, so that it is the same wherever the command is run."""
+        return str(self.store.filesystem.unstrip_protocol(self.store.path())).rstrip("/")
+
+    @property
+    def url(self) -> str:
+        """The folder, or the one file, absolute."""
+        return self.url_of(self.file) if self.file else self.folder_url
+
+    def url_of(self, name: str) -> str:
+        """One of the files, absolute."""
+        return f"{self.folder_url}/{name}"
+
+    def sizes(self) -> dict[str, int]:
+        """What lies there: name -> bytes, hidden files aside.
+
+        Raises:
+            WorkspaceError: a file is where a folder should be, or the other way round.
+        """
+        filesystem, path = self.store.filesystem, self.store.path(self.file)
+        filesystem.invalidate_cache()
+        if self.file:
+            if filesystem.isdir(path):
+                raise WorkspaceError(f"export path must be a file, got the folder {self.url}")
+            return {self.file: int(filesystem.size(path))} if filesystem.exists(path) else {}
+        if filesystem.isfile(path):
+            raise WorkspaceError(f"export path must be a folder, got the file {self.url}")
+        return {name: size for name, size in self.store.find("").items() if not _is_hidden(name)}
+
+    def remove_scratch(self) -> None:
+        """Removes what killed attempts left in a folder of our own."""
+        if not self.file:
+            for name in self.store.find(""):
+                if name.startswith(".attempt-"):
+                    self.store.remove(name)
+
+
+def open_target(settings: Export) -> Target:
+    """The target that a config names. Raises WorkspaceError for a file without a name."""
+    if settings.format in FOLDERS:
+        return Target(Store(settings.path, settings.storage))
+    folder, slash, name = settings.path.rpartition("/")
+    if not name:
+        raise WorkspaceError(f"export path must be a file for format {settings.format}, got {settings.path}")
+    return Target(Store(folder or slash or ".", settings.storage), name)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that was written."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Files that one task writes together.
+
+    Attributes:
+        names: of the files.
+        samples: how many samples they hold.
+        write: fills local files, given in the order of the names; picklable.
+    """
+
+    names: tuple[str, ...]
+    samples: int
+    write: Callable[[Sequence[Path]], None]
+
+
+def write_piece(workspace: Store, target: Target, receipts: str, piece: Piece) -> tuple[int, list[File]]:
+    """Writes the files of a piece, then its receipt.
+
+    Args:
+        workspace: where the receipt goes.
+        target: where the files go.
+        receipts: a folder in the workspace.
+        piece: what to write.
+
+    Returns:
+        (samples, files).
+    """
+    with ExitStack() as scratches:
+        paths = [scratches.enter_context(target.store.scratch("")) for _ in piece.names]
+        piece.write(paths)
+        files = [
+            File(name, path.stat().st_size, file_sha256(path)) for name, path in zip(piece.names, paths, strict=True)
+        ]
+        for file, path in zip(files, paths, strict=True):
+            _put(target.store, path, file.name)
+    workspace.replace(f"{receipts}/{piece.names[0]}.json", to_json([asdict(file) for file in files]))
+    return piece.samples, files
+
+
+def read_receipts(workspace: Store, receipts: str) -> Iterator[File]:
+    """The files of all receipts in a folder."""
+    for name in workspace.find(receipts):
+        for file in workspace.read_json(name):
+            yield File(**file)
+
+
+def _put(store: Store, scratch: Path, name: str) -> None:
+    with explain_write_errors(store.url):
+        if store.is_local:
+            with scratch.open("rb") as file:
+                os.fsync(file.fileno())
+            scratch.replace(store.path(name))
+        else:
+            store.filesystem.put_file(str(scratch), store.path(name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")

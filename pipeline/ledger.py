@@ -1,0 +1,226 @@
+"""The ledger: exactly one row for every sample that could be seen in the pool.
+
+Columns: `uid` (32 hexadecimal digits), `shard`, `key`, `verdict` (`kept` | `dropped` | `rejected`), `step`, `reason`,
+`detail` (JSON). For a dropped sample, `step` and `reason` say where it ended and `detail` holds that step's numbers; for
+a kept one, `detail` holds the numbers of every step that judged it, by step; a rejected one ends in step `samples`.
+
+The rows are sorted by (uid, shard, row) and split by uid prefix into `ledger/<prefix>-<digest>.parquet`, so that `why`
+reads one file. `ledger.json`, beside the folder, names the files of the latest run.
+"""
+
+import hashlib
+import json
+import pickle
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+
+from operators.errors import WorkspaceError
+from pipeline.artifact import Artifact, Part, read_columns
+from pipeline.run import Run
+from pipeline.storage import Store, digest, to_json
+
+LEDGER_VERSION = 1
+MANIFEST = "ledger.json"
+_ROWS_PER_FILE = 1_000_000
+
+SCHEMA = pa.schema([(name, pa.string()) for name in ("uid", "shard", "key", "verdict", "step", "reason", "detail")])
+
+
+@dataclass(frozen=True)
+class LedgerFile:
+    """One file of the ledger: the uids that begin with `prefix`."""
+
+    prefix: str
+    path: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of the latest run."""
+
+    digest: str
+    digits: int
+    files: tuple[LedgerFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows over all files."""
+        return sum(file.rows for file in self.files)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Where the verdicts about one shard lie: the samples, then (step title, verdict part) in order."""
+
+    samples: str
+    verdicts: tuple[tuple[str, str], ...]
+
+
+def write_ledger(run: Run, verdicts: Sequence[Artifact]) -> Artifact:
+    """Writes the ledger of a run, or finds that it is there already.
+
+    Args:
+        run: the run.
+        verdicts: the verdict artifacts in order, `unique_uid` first.
+
+    Returns:
+        an artifact without parts of its own, for the summary.
+    """
+    started = time.monotonic()
+    address = digest(LEDGER_VERSION, run.samples.digest, [(artifact.step, artifact.digest) for artifact in verdicts])
+    current = find_ledger(run.store)
+    if current and current.digest == address:
+        return _as_artifact(current, reused=True)
+    digits = max(1, len(f"{run.samples.rows // _ROWS_PER_FILE:x}"))
+    units = [
+        _Unit(part.path, tuple((artifact.step, artifact.parts[i].path) for artifact in verdicts))
+        for i, part in enumerate(run.samples.parts)
+    ]
+    items = [{"unit": pickle.dumps(unit)} for unit in units]
+    rows = ray.data.from_items(items, override_num_blocks=min(len(items), 8 * run.workers)).map_batches(
+        partial(_ledger_rows, run.store, digits), batch_size=1, batch_format="pyarrow"
+    )
+    written = rows.repartition(min(16**digits, 4 * run.workers), keys=["prefix"]).map_batches(
+        partial(_write_files, run.store, address), batch_size=None, batch_format="pyarrow"
+    )
+    with run.progress.step("ledger", run.samples.rows) as progress:
+        files = []
+        for row in written.iter_rows():
+            files.append(LedgerFile(row["prefix"], row["path"], row["rows"]))
+            progress.advance(row["rows"])
+    ledger = Ledger(address, digits, tuple(sorted(files, key=lambda file: file.prefix)))
+    assert ledger.rows == run.samples.rows, f"the ledger has {ledger.rows} rows for {run.samples.rows} samples"
+    run.store.replace(MANIFEST, to_json(asdict(ledger)))
+    _remove_others(run.store, ledger)
+    return _as_artifact(ledger, seconds=round(time.monotonic() - started, 3))
+
+
+def find_ledger(store: Store) -> Ledger | None:
+    """The ledger of the latest run that finished, if any."""
+    try:
+        record = store.read_json(MANIFEST)
+    except FileNotFoundError:
+        return None
+    return Ledger(record["digest"], record["digits"], tuple(LedgerFile(**file) for file in record["files"]))
+
+
+def open_ledger(store: Store) -> Ledger:
+    """The ledger of the latest run. Raises WorkspaceError when no run has finished here."""
+    ledger = find_ledger(store)
+    if ledger is None:
+        raise WorkspaceError(f"{store.url} must be the workspace of a finished run, got no {MANIFEST} in it")
+    return ledger
+
+
+def read_ledger(store: Store) -> Iterator[pa.Table]:
+    """The ledger's tables, in the order of their uids."""
+    for file in open_ledger(store).files:
+        yield read_columns(store, file.path)
+
+
+def find_rows(store: Store, uid: str) -> list[dict[str, Any]]:
+    """The rows of one uid: none, one, or several where it was supplied more than once."""
+    ledger = open_ledger(store)
+    for file in ledger.files:
+        if file.prefix == uid[: ledger.digits]:
+            with store.open(file.path) as source:
+                rows = pq.read_table(source, filters=pc.field("uid") == uid, use_threads=False).to_pylist()
+            return [row | {"detail": json.loads(row["detail"])} for row in rows]
+    return []
+
+
+def ledger_sha256(store: Store) -> str:
+    """SHA-256 of the ledger's data: equal for equal verdicts, however they came about."""
+    sha256 = hashlib.sha256()
+    for table in read_ledger(store):
+        for row in table.to_pylist():
+            sha256.update(json.dumps(row, sort_keys=True).encode("utf-8", "surrogatepass"))
+    return sha256.hexdigest()
+
+
+def _ledger_rows(store: Store, digits: int, batch: pa.Table) -> pa.Table:
+    (item,) = batch.to_pylist()
+    unit: _Unit = pickle.loads(item["unit"])  # noqa: S301 (our own object, from our own driver)
+    samples = read_columns(store, unit.samples, ["uid", "shard", "key", "row"])
+    num_rows = samples.num_rows
+    verdict = np.full(num_rows, "kept", dtype=object)
+    step, reason, detail = (np.full(num_rows, None, dtype=object) for _ in range(3))
+    seen: list[dict[str, Any]] = [{} for _ in range(num_rows)]
+    for position, (title, path) in enumerate(unit.verdicts):
+        table = read_columns(store, path)
+        details = table["detail"].to_pylist() if "detail" in table.column_names else [None] * num_rows
+        for i, (kept, why, numbers) in enumerate(
+            zip(table["kept"].to_pylist(), table["reason"].to_pylist(), details, strict=True)
+        ):
+            if kept is None:
+                continue
+            facts = {name: value for name, value in (numbers or {}).items() if value is not None}
+            if not kept:
+                verdict[i] = "dropped" if position else "rejected"
+                step[i], reason[i], detail[i] = title if position else "samples", why, facts
+            elif facts:
+                seen[i][title] = facts
+    texts = [_json(seen[i] if detail[i] is None else detail[i]) for i in range(num_rows)]
+    uids = [uid.hex() for uid in samples["uid"].to_pylist()]
+    return pa.table(
+        {
+            "prefix": pa.array([uid[:digits] for uid in uids], pa.string()),
+            "uid": pa.array(uids, pa.string()),
+            "shard": samples["shard"],
+            "key": samples["key"],
+            "row": samples["row"],
+            "verdict": pa.array(verdict, pa.string()),
+            "step": pa.array(step, pa.string()),
+            "reason": pa.array(reason, pa.string()),
+            "detail": pa.array(texts, pa.string()),
+        }
+    )
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _write_files(store: Store, address: str, block: pa.Table) -> pa.Table:
+    """Writes the files of a block that holds each of its prefixes whole; gives a receipt for each."""
+    prefixes = sorted(pc.unique(block["prefix"]).to_pylist()) if block.num_rows else []
+    paths, counts = [], []
+    for prefix in prefixes:
+        rows = block.filter(pc.equal(block["prefix"], prefix))
+        rows = rows.sort_by([("uid", "ascending"), ("shard", "ascending"), ("row", "ascending")])
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows.select(SCHEMA.names).cast(SCHEMA), sink, compression="zstd")
+        paths.append(f"ledger/{prefix}-{address}.parquet")
+        counts.append(rows.num_rows)
+        store.replace(paths[-1], sink.getvalue().to_pybytes())
+    return pa.table(
+        {
+            "prefix": pa.array(prefixes, pa.string()),
+            "path": pa.array(paths, pa.string()),
+            "rows": pa.array(counts, pa.int64()),
+        }
+    )
+
+
+def _as_artifact(ledger: Ledger, *, reused: bool = False, seconds: float = 0.0) -> Artifact:
+    counts = {"in": ledger.rows, "kept": ledger.rows}
+    part = Part("", ledger.digest, MANIFEST, ledger.rows, 0, "", counts)
+    return Artifact("ledger", "ledger", (part,), reused=reused, seconds=seconds)
+
+
+def _remove_others(store: Store, ledger: Ledger) -> None:
+    """Removes the files of earlier ledgers, which `ledger.json` no longer names."""
+    current = {file.path for file in ledger.files}
+    for path in store.find("ledger"):
+        if path not in current:
+            store.remove(path)

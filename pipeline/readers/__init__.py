@@ -1,0 +1,114 @@
+"""Reading shards: one door for the four formats.
+
+Bad input costs one sample and never goes unnoticed: every row is yielded, the rejected ones with a reason, and the last
+thing yielded says how the shard ended. A store that keeps failing raises its own error instead: an outage is no damage.
+"""
+
+import gzip
+import zlib
+from collections.abc import Callable, Collection, Iterator
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from operators.errors import InputError
+from operators.rejects import Damage
+from pipeline.pool import Format, Pool, Shard, Source
+from pipeline.readers import idx, images, parquet, webdataset
+from pipeline.readers.sample import RawSample, ShardDamagedError, ShardEnd
+
+__all__ = ["RawSample", "ShardEnd", "check_shard", "read_image", "read_shard"]
+
+Rows = frozenset[int] | None
+_READERS: dict[Format, Callable[[Pool, Shard, Rows, bool], Iterator[RawSample]]] = {
+    "webdataset": webdataset.read_webdataset,
+    "parquet": parquet.read_parquet,
+    "images": images.read_images,
+    "idx": idx.read_idx,
+}
+_IMAGE_READERS: dict[Format, Callable[[Pool, Shard, int, int, int], bytes | None]] = {
+    "webdataset": webdataset.read_one,
+    "parquet": parquet.read_one,
+    "images": images.read_one,
+    "idx": idx.read_one,
+}
+_CHECKS: dict[Format, Callable[[Source, Shard], None]] = {
+    "webdataset": webdataset.check_webdataset,
+    "parquet": parquet.check_parquet,
+    "idx": idx.check_idx,
+}
+
+
+def read_shard(
+    pool: Pool, shard: Shard, *, rows: Collection[int] | None = None, members: bool = False
+) -> Iterator[RawSample | ShardEnd]:
+    """Yields the samples of a shard in order, rejected ones included, then exactly one `ShardEnd`.
+
+    Args:
+        pool: limits and sources.
+        shard: one of `list_shards(pool)`.
+        rows: yield these rows only (those beyond the end are ignored); the others are skipped, mostly unread, and
+            reading stops after the last. Row numbers, keys and reasons are the same as in a full read.
+        members: fill `RawSample.members` with the original bytes.
+
+    Raises:
+        Exception: the store's own error when reading kept failing; the shard may be perfectly sound.
+    """
+    wanted = None if rows is None else frozenset(rows)
+    last_row = None if wanted is None else max(wanted, default=-1)
+    num_rows, damage, message = 0, None, ""
+    try:
+        if last_row != -1:
+            for sample in _READERS[pool.sources[shard.source].format](pool, shard, wanted, members):
+                num_rows = sample.row + 1
+                yield sample
+                if sample.row == last_row:
+                    break
+    except ShardDamagedError as error:
+        damage, message = error.damage, error.message
+    except FileNotFoundError:
+        damage, message = Damage.MISSING, "no such file"
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        damage, message = Damage.TRUNCATED if num_rows else Damage.UNREADABLE, f"bad gzip data: {error}"
+    except PermissionError as error:
+        # A store may deny access for a while, and to everything; a local file denies it alone and for good.
+        if not isinstance(fsspec.core.url_to_fs(shard.url)[0], LocalFileSystem):
+            raise
+        damage, message = Damage.UNREADABLE, str(error)
+    yield ShardEnd(num_rows, damage, message)
+
+
+def read_image(pool: Pool, shard: Shard, *, key: str, row: int, offset: int, nbytes: int) -> bytes:
+    """One encoded image by what the samples table says of it, without reading the shard.
+
+    Args:
+        pool: limits and sources.
+        shard: the sample's shard.
+        key: the sample's key, for the error message.
+        row: the sample's row.
+        offset: `RawSample.offset`.
+        nbytes: length of `RawSample.image`.
+
+    Raises:
+        InputError: the shard holds no such image any more.
+    """
+    image = _IMAGE_READERS[pool.sources[shard.source].format](pool, shard, row, offset, nbytes)
+    if image is None or len(image) != nbytes:
+        found = "none" if image is None else len(image)
+        raise InputError(f"image {key!r} of shard {shard.name} must still have {nbytes} bytes, got {found}")
+    return image
+
+
+def check_shard(source: Source, shard: Shard) -> bool:
+    """Checks that a shard can be what its source says. True when it could be judged, False when it is damaged.
+
+    Raises:
+        UserError: it cannot; the message says why.
+    """
+    try:
+        check = _CHECKS.get(source.format)
+        if check is not None:
+            check(source, shard)
+    except (ShardDamagedError, FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile):
+        return False
+    return True

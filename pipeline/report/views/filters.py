@@ -1,0 +1,69 @@
+"""A filter: where its threshold lies among the values, and what lies just on either side of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.figures import FATES, Mark, draw_histogram
+from pipeline.report.histogram import histogram
+from pipeline.report.page import Block, Chart, Gallery, number
+from pipeline.report.scan import Column, Frame, Observation
+from pipeline.report.views.base import Seen
+from pipeline.report.views.verdicts import Verdicts, step_facts
+from pipeline.run import Run
+
+_BORDER = ("border/kept", "border/dropped")
+
+
+@dataclass(frozen=True)
+class Filtered(Verdicts):
+    """What a filter did.
+
+    Attributes:
+        value: what is filtered by.
+        thresholds: the values at which the verdict changes.
+    """
+
+    value: str
+    thresholds: tuple[float, ...]
+
+    @property
+    def reads(self) -> Sequence[Column]:
+        """Verdicts, reasons and values."""
+        return (*super().reads, (self.title, "kept"), (self.title, "detail.value"))
+
+    def observe(self, frame: Frame) -> Observation:
+        """Counts the values; chooses the samples nearest to a threshold besides examples of each reason."""
+        seen = super().observe(frame)
+        entered_N, kept_N = frame.flags(self.title)
+        values_N = frame.floats((self.title, "detail.value"))
+        has_N = entered_N & np.isfinite(values_N)
+        dropped_N = (~kept_N).astype(np.int64)
+        seen.histograms["value"] = histogram(values_N[has_N], dropped_N[has_N], 2)
+        if self.thresholds:
+            away_N = np.abs(values_N[:, None] - np.array(self.thresholds)).min(axis=1)
+            seen.choices |= frame.choose(_BORDER, np.where(has_N, dropped_N, -1), self.shown, away_N)
+        return seen
+
+    def details(self, seen: Seen) -> Sequence[Block]:
+        """The values, and the samples on both sides of the threshold."""
+        blocks: list[Block] = []
+        if counts := seen.histogram("value"):
+            marks = [Mark(value, f"threshold {number(value)}") for value in self.thresholds]
+            chart = draw_histogram(counts, FATES, self.value, marks)
+            blocks.append(Chart(f"Samples by {self.value}", chart, legend=FATES))
+        if self.facts.reasons:
+            blocks.append(self.reason_bars())
+        for group, (tone, name) in zip(_BORDER, FATES, strict=True):
+            if examples := seen.examples(group, self.title, "value"):
+                blocks.append(Gallery(f"Just {name}", examples, "The nearest to the threshold.", tone))
+        return blocks
+
+
+def make_filter(run: Run, step: Any) -> Filtered:
+    """The view of a `filter` step."""
+    ranked = run.artifacts[step.title].info.get("threshold")
+    thresholds = [value for value in (ranked, step.min, step.max) if value is not None]
+    return Filtered(step_facts(run, step), value=step.score or step.column, thresholds=tuple(thresholds))

@@ -1,0 +1,273 @@
+"""One run: what every step may read, and how a step plans and makes its parts.
+
+A step describes its inputs as `Read`s, gets a `Plan`, and either finds its artifact published or maps a pure function
+over the shards. The function sees one table for each shard: only the rows that still stand, only the columns asked for.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.artifact import (
+    Artifact,
+    Part,
+    manifest_name,
+    mask_digest,
+    publish_manifest,
+    publish_part,
+    read_columns,
+    read_manifest,
+    read_part,
+)
+from pipeline.columns import booleans, scatter
+from pipeline.pool import Pool, Shard
+from pipeline.progress import Progress
+from pipeline.spread import spread
+from pipeline.storage import Store, digest
+
+Modality = Literal["image", "text"]
+
+
+class NotPublished(Exception):
+    """A dry run came to something that a real one would have to make."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """Some columns of an artifact, under the names that the reading function knows them by."""
+
+    artifact: Artifact
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a step decided about the rows of one table.
+
+    Attributes:
+        kept_N: which rows go on.
+        reasons: string array, null where kept.
+        details: struct array of the numbers behind each decision, or None.
+    """
+
+    kept_N: NDArray[np.bool_]
+    reasons: pa.Array
+    details: pa.StructArray | None = None
+
+
+Judge = Callable[[pa.Table], Verdicts]
+Attribute = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one task is told about one shard: where its inputs lie and where its part goes."""
+
+    shard: str
+    id: str
+    rows: int
+    entering: str | None
+    inputs: tuple[tuple[str, Mapping[str, str]], ...]
+
+
+@dataclass
+class Run:
+    """The state of one run. The driver's own: tasks get units, never this.
+
+    Attributes:
+        store: the workspace.
+        pool: its settings; `shards` in the order of their names.
+        seed: of every random choice.
+        models: settings by name.
+        workers: CPU workers that tasks and actors are spread over.
+        threads: threads of each worker of a numeric step.
+        dry: whether to stop, with NotPublished, at the first thing that would have to be made.
+        artifacts: all made or found so far, by step name.
+        embeddings: those of them that are embeddings, by model and modality.
+        verdicts: those of them that are verdicts, `unique_uid` first.
+    """
+
+    store: Store
+    pool: Pool
+    shards: Sequence[Shard]
+    seed: int
+    models: Mapping[str, Any]
+    workers: int
+    threads: int
+    progress: Progress
+    dry: bool = False
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    embeddings: dict[tuple[str, Modality], Artifact] = field(default_factory=dict)
+    verdicts: list[Artifact] = field(default_factory=list)
+
+    @property
+    def entering(self) -> Artifact | None:
+        """The last verdict step; its kept rows are what the next step sees."""
+        return self.verdicts[-1] if self.verdicts else None
+
+    def add_verdicts(self, artifact: Artifact) -> Artifact:
+        """Takes note of a verdict step that is done."""
+        self.artifacts[artifact.step] = artifact
+        self.verdicts.append(artifact)
+        return artifact
+
+    @property
+    def samples(self) -> Artifact:
+        """The first artifact: one row for each sample of the pool."""
+        return self.artifacts["samples"]
+
+    @property
+    def num_entering(self) -> int:
+        """How many rows the next step will see."""
+        return self.entering.total("kept") if self.entering else self.samples.rows
+
+    def plan(self, name: str, settings: Mapping[str, Any], reads: Sequence[Read], *, reduces: bool = False) -> "Plan":
+        """Plans a step over all shards.
+
+        Args:
+            name: the step's.
+            settings: all that its result depends on besides what it reads: kind, version, own settings, the seed if random.
+            reads: its inputs.
+            reduces: whether a part depends on more than its own shard, so that the address covers all inputs whole.
+        """
+        inputs = [read.artifact for read in reads]
+        entering = self.entering
+        upstream = [
+            artifact.digest if reduces else artifact.folder for artifact in [*inputs, *([entering] if entering else [])]
+        ]
+        folder = f"{name}/{digest(dict(settings), upstream)}"
+        units = [
+            Unit(
+                shard=sample_part.shard,
+                id=digest(sample_part.id, entering.parts[i].mask if entering else "", [a.parts[i].id for a in inputs]),
+                rows=sample_part.rows,
+                entering=entering.parts[i].path if entering else None,
+                inputs=tuple((read.artifact.parts[i].path, dict(read.columns)) for read in reads),
+            )
+            for i, sample_part in enumerate(self.samples.parts)
+        ]
+        return Plan(self, name, folder, dict(settings), units)
+
+
+class Plan:
+    """A step's work over all shards: already published, or to be mapped."""
+
+    def __init__(self, run: Run, name: str, folder: str, settings: Mapping[str, Any], units: Sequence[Unit]) -> None:
+        self.run = run
+        self.name = name
+        self.folder = folder
+        self.settings = settings
+        self.units = units
+        self.started = time.monotonic()
+
+    @property
+    def published(self) -> Artifact | None:
+        """The artifact, when an earlier run has published it for these very inputs.
+
+        Raises:
+            NotPublished: it is not there and the run is a dry one.
+        """
+        artifact = find_published(self.run.store, self.folder, [unit.id for unit in self.units])
+        if artifact is None and self.run.dry:
+            raise NotPublished(self.name)
+        return artifact
+
+    def loaders(self, groups: Sequence[Sequence[Unit]], load: Callable[[pa.Table], Any]) -> list[Callable[[], Any]]:
+        """For each group of units, a picklable function that reads their tables and gives `load` of them joined."""
+        return [partial(_load, self.run.store, tuple(group), load) for group in groups]
+
+    def map_verdicts(self, judge: Judge, *, info: Mapping[str, Any] | None = None) -> Artifact:
+        """Applies a judge to every shard and publishes the verdicts."""
+        return self._map(partial(_judge_unit, self.run.store, self.folder, judge), info or {})
+
+    def map_attributes(self, attribute: Attribute, *, info: Mapping[str, Any] | None = None) -> Artifact:
+        """Computes new columns for every shard and publishes them; every row passes."""
+        return self._map(partial(_attribute_unit, self.run.store, self.folder, attribute), info or {})
+
+    def _map(self, work: Callable[[Unit], Part], info: Mapping[str, Any]) -> Artifact:
+        run = self.run
+        made: dict[str, Part] = {}
+        with run.progress.step(self.name, sum(unit.rows for unit in self.units)) as progress:
+            for part in spread(work, self.units, workers=run.workers):
+                made[part.id] = part
+                progress.advance(part.rows)
+        artifact = Artifact(
+            step=self.name,
+            folder=self.folder,
+            parts=tuple(made[unit.id] for unit in self.units),
+            info=info,
+            seconds=round(time.monotonic() - self.started, 3),
+        )
+        return publish_manifest(run.store, artifact, self.settings)
+
+
+def find_published(store: Store, folder: str, part_ids: Sequence[str]) -> Artifact | None:
+    """The artifact of exactly these parts, or None when no run has finished it."""
+    try:
+        return read_manifest(store, folder, manifest_name(folder, part_ids))
+    except FileNotFoundError:
+        return None
+
+
+def read_unit(store: Store, unit: Unit) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """The table a step's function sees of one shard, and which of the shard's rows it holds."""
+    if unit.entering is None:
+        entered_N = np.ones(unit.rows, dtype=bool)
+    else:
+        entered_N = booleans(read_columns(store, unit.entering, ["kept"])["kept"])
+    columns: dict[str, pa.ChunkedArray] = {}
+    for path, names in unit.inputs:
+        table = read_columns(store, path, list(names))
+        assert table.num_rows == unit.rows, f"{path} has {table.num_rows} rows, its shard {unit.rows}"
+        columns |= {new: table[old] for old, new in names.items()}
+    return pa.table(columns).filter(pa.array(entered_N)), entered_N
+
+
+def _load(store: Store, units: Sequence[Unit], load: Callable[[pa.Table], Any]) -> Any:
+    return load(pa.concat_tables([read_unit(store, unit)[0] for unit in units]))
+
+
+def _finished(store: Store, folder: str, unit: Unit) -> Part | None:
+    try:
+        return replace(read_part(store, f"{folder}/{unit.id}"), shard=unit.shard)
+    except FileNotFoundError:
+        return None
+
+
+def _judge_unit(store: Store, folder: str, judge: Judge, unit: Unit) -> Part:
+    if part := _finished(store, folder, unit):
+        return part
+    table, entered_N = read_unit(store, unit)
+    verdicts = judge(table)
+    columns = {
+        "kept": scatter(pa.array(verdicts.kept_N), entered_N),
+        "reason": scatter(verdicts.reasons, entered_N),
+    }
+    if verdicts.details is not None:
+        columns["detail"] = scatter(verdicts.details, entered_N)
+    result = pa.table(columns)
+    kept_N = booleans(result["kept"])
+    counts = {"in": int(entered_N.sum()), "kept": int(kept_N.sum())}
+    dropped = verdicts.reasons.drop_null().value_counts()
+    counts |= {f"dropped:{item['values']}": item["counts"] for item in dropped.to_pylist()}
+    assert counts["in"] == counts["kept"] + sum(n for key, n in counts.items() if key.startswith("dropped:")), counts
+    draft = Part(unit.shard, unit.id, "", 0, 0, "", counts, mask_digest(kept_N))
+    return publish_part(store, folder, draft, [result], result.schema)
+
+
+def _attribute_unit(store: Store, folder: str, attribute: Attribute, unit: Unit) -> Part:
+    if part := _finished(store, folder, unit):
+        return part
+    table, entered_N = read_unit(store, unit)
+    columns = attribute(table)
+    result = pa.table(
+        [scatter(column.combine_chunks(), entered_N) for column in columns.columns], schema=columns.schema
+    )
+    draft = Part(unit.shard, unit.id, "", 0, 0, "", {"in": int(entered_N.sum()), "kept": int(entered_N.sum())})
+    return publish_part(store, folder, draft, [result], result.schema)

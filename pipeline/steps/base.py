@@ -1,0 +1,66 @@
+"""What a step is: frozen settings, a version, what it reads, and a function of the run."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.artifact import Artifact
+from pipeline.run import Modality, Run
+
+
+class Step(BaseModel):
+    """The settings of one step and the work that they describe.
+
+    A subclass names its kind in a `step: Literal[...]` field, counts up `version` whenever the same inputs would give
+    another output, and overrides `run`.
+
+    Attributes:
+        name: how other steps, the ledger and the report call it; its kind unless given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: ClassVar[int] = 1
+    random: ClassVar[bool] = False
+    """Whether the run's seed changes the result."""
+
+    step: str
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$|^$")
+
+    @property
+    def title(self) -> str:
+        """The step's name."""
+        return self.name or self.step
+
+    def embeddings(self) -> Sequence[tuple[str, Modality]]:
+        """The (model, modality) pairs that must be embedded before the step runs."""
+        return ()
+
+    def scores(self) -> Sequence[str]:
+        """The names of the score steps that it reads."""
+        return ()
+
+    @property
+    def gives_score(self) -> bool:
+        """Whether the output is a score that later steps can name, and every row passes."""
+        return False
+
+    def check(self) -> None:
+        """Checks, before any work, what the settings name outside the config. Raises UserError."""
+
+    def run(self, run: Run) -> Artifact:
+        """Finds or makes the step's artifact."""
+        raise NotImplementedError
+
+    def identity(self, run: Run) -> dict[str, Any]:
+        """What addresses the step's output, besides what it reads."""
+        settings = self.model_dump(mode="json", exclude={"name"})
+        seed = {"seed": run.seed} if self.random else {}
+        return {"kind": self.step, "version": self.version, **settings, **seed}
+
+
+def reasons(kept_N: Any, reason: str) -> pa.Array:
+    """The reasons array of a step that has only one: null where kept."""
+    return pa.array([reason] * len(kept_N), type=pa.string(), mask=kept_N)

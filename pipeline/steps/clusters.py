@@ -1,0 +1,107 @@
+"""Clusters of a model's image embeddings: fitted on the rows that enter a step, then every row assigned.
+
+Output columns: `cluster` int32 and `similarity` float64, the exact cosine to the cluster's centroid; null for rows
+without an embedding. Beside the parts lies `fit.npz`: `centroids_KD`, and of the final assignment `similarity_K`, the sum of
+its members' similarities, and `sizes_K`.
+"""
+
+import functools
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from operators.certified import assign
+from operators.uids import split_uids
+from pipeline.artifact import Artifact
+from pipeline.columns import embeddings, present, scatter, uid_rows
+from pipeline.kmeans import KMeansFit, KMeansSettings, fit
+from pipeline.run import Read, Run
+from pipeline.spread import balanced
+from pipeline.storage import Store
+
+CLUSTERS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted clustering: float64 centroids, the summed similarity of the members to theirs, and sizes."""
+
+    centroids_KD: NDArray[np.float64]
+    similarity_K: NDArray[np.float64]
+    sizes_K: NDArray[np.int64]
+
+
+def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artifact:
+    """Finds or makes the clusters of the entering rows.
+
+    Args:
+        run: the run; its entering rows are clustered.
+        title: of the step that asks; the artifact is called `<title>.clusters`.
+        model: whose image embeddings are clustered.
+        settings: of k-means.
+
+    Raises:
+        InputError: more clusters than rows.
+    """
+    identity = {"kind": "clusters", "version": CLUSTERS_VERSION, "seed": run.seed, **settings.model_dump(mode="json")}
+    reads = [Read(run.samples, {"uid": "uid"}), Read(run.embeddings[model, "image"], {"embedding": "embedding"})]
+    plan = run.plan(f"{title}.clusters", identity, reads, reduces=True)
+    if published := plan.published:
+        return published
+    # Every actor needs its threads at the same time.
+    groups = balanced([(unit, unit.rows) for unit in plan.units], max(1, run.workers // run.threads))
+    with run.progress.step(f"{title}.fit", settings.iterations, unit="iterations") as progress:
+        result = fit(
+            plan.loaders(groups, load),
+            settings,
+            seed=run.seed,
+            threads=run.threads,
+            progress=lambda updates, _: progress.advance(updates - progress.rows),
+        )
+    path = f"{plan.folder}/fit.npz"
+    run.store.publish(path, _npz(result))
+    info = {"fit": path, "inertia": list(result.inertia), "iterations": result.iterations}
+    return plan.map_attributes(partial(assign_rows, run.store, path, run.threads), info=info)
+
+
+def load(table: pa.Table) -> tuple[NDArray[np.float16], NDArray[np.uint64], NDArray[np.uint64]]:
+    """The rows that have an embedding: (x_ND float16, high_N, low_N of their uids)."""
+    table = table.filter(table["embedding"].is_valid())
+    return embeddings(table["embedding"]), *split_uids(uid_rows(table["uid"]))
+
+
+def assign_rows(store: Store, path: str, threads: int, table: pa.Table) -> pa.Table:
+    """The cluster and similarity of every row of a table."""
+    present_N = present(table["embedding"])
+    x_ND = embeddings(table["embedding"])
+    cluster_N, similarity_N = assign(x_ND, read_fit(store, path).centroids_KD, threads=threads)
+    return pa.table(
+        {
+            "cluster": scatter(pa.array(cluster_N, pa.int32()), present_N),
+            "similarity": scatter(pa.array(similarity_N, pa.float64()), present_N),
+        }
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def read_fit(store: Store, path: str) -> Fit:
+    """A published fit; each worker reads it once."""
+    with np.load(io.BytesIO(store.read(path)), allow_pickle=False) as arrays:
+        return Fit(arrays["centroids_KD"], arrays["similarity_K"], arrays["sizes_K"])
+
+
+def fit_of(store: Store, info: Mapping[str, Any]) -> Fit:
+    """The fit that a clusters artifact's info names."""
+    return read_fit(store, info["fit"])
+
+
+def _npz(result: KMeansFit) -> bytes:
+    sink = io.BytesIO()
+    np.savez(sink, centroids_KD=result.centroids_KD, similarity_K=result.similarity_K, sizes_K=result.counts_K)
+    return sink.getvalue()

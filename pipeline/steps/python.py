@@ -1,0 +1,117 @@
+"""`python`: the user's own filter or score, a function on a batch of rows.
+
+The function takes a `pyarrow.Table` of at most `batch_rows` rows of one shard with the columns asked for, and returns one
+value a row: booleans keep or drop (`gives: verdict`, reason `python`), numbers are a score (`gives: score`, every row
+passes). It runs in the workers, once for each batch, in no particular order, so it must not depend on other batches.
+Columns: those of `samples` (metadata comes as JSON text) and the names of earlier score steps.
+"""
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from operators.errors import ConfigError
+from pipeline.artifact import Artifact
+from pipeline.run import Read, Run, Verdicts
+from pipeline.steps.base import Step, reasons
+from pipeline.stream.work import SAMPLES_SCHEMA
+
+
+class Python(Step):
+    """Settings of the step.
+
+    Attributes:
+        function: `package.module:name`, importable in the workers.
+        columns: what the function sees.
+        gives: whether it judges or scores.
+        batch_rows: rows of a batch at most.
+    """
+
+    step: Literal["python"]
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    columns: tuple[str, ...] = ("uid", "key", "width", "height", "caption", "metadata")
+    gives: Literal["verdict", "score"] = "verdict"
+    batch_rows: int = Field(default=4096, ge=1)
+
+    def scores(self) -> Sequence[str]:
+        """Columns that are not of `samples` name score steps."""
+        return [name for name in self.columns if name not in SAMPLES_SCHEMA.names]
+
+    @property
+    def gives_score(self) -> bool:
+        """As the settings say."""
+        return self.gives == "score"
+
+    def check(self) -> None:
+        """Imports the function before any work. Raises ConfigError where that fails."""
+        load_function(self.function)
+
+    def identity(self, run: Run) -> dict[str, Any]:
+        """Covers the source of the function's module, so that an edited function is a new step."""
+        module = inspect.getmodule(load_function(self.function))
+        source = inspect.getsource(module) if module else ""
+        return super().identity(run) | {"source": hashlib.sha256(source.encode()).hexdigest()}
+
+    def run(self, run: Run) -> Artifact:
+        """Finds or makes the verdicts or scores."""
+        stored = {name: name for name in self.columns if name in SAMPLES_SCHEMA.names}
+        reads = [Read(run.samples, stored)] if stored else []
+        reads += [Read(run.artifacts[name], {"score": name}) for name in self.scores()]
+        plan = run.plan(self.title, self.identity(run), reads)
+        if published := plan.published:
+            return published
+        if self.gives_score:
+            return plan.map_attributes(partial(score, self))
+        return plan.map_verdicts(partial(judge, self))
+
+
+def judge(settings: Python, table: pa.Table) -> Verdicts:
+    """Keeps the rows for which the function gives True."""
+    kept_N = _apply(settings, table)
+    if kept_N.dtype != np.bool_:
+        raise ConfigError(f"{settings.function} must return booleans to give a verdict, got {kept_N.dtype}")
+    return Verdicts(kept_N, reasons(kept_N, "python"))
+
+
+def score(settings: Python, table: pa.Table) -> pa.Table:
+    """The function's numbers as float64; NaN becomes null."""
+    values_N = _apply(settings, table)
+    if values_N.dtype.kind not in "iuf":
+        raise ConfigError(f"{settings.function} must return numbers to give a score, got {values_N.dtype}")
+    values_N = values_N.astype(np.float64)
+    return pa.table({"score": pa.array(values_N, mask=np.isnan(values_N))})
+
+
+def load_function(name: str) -> Callable[[pa.Table], Any]:
+    """Imports `package.module:name`. Raises ConfigError."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"function must be importable as package.module:name, got {name!r}: {error}") from error
+    if not callable(function):
+        raise ConfigError(f"function must be callable, got {name!r}, a {type(function).__name__}")
+    return function  # type: ignore[no-any-return]
+
+
+def _apply(settings: Python, table: pa.Table) -> NDArray[Any]:
+    function = load_function(settings.function)
+    results = []
+    for start in range(0, table.num_rows, settings.batch_rows):
+        batch = table.slice(start, settings.batch_rows)
+        result = np.asarray(function(batch))
+        if result.shape != (batch.num_rows,):
+            raise ConfigError(
+                f"{settings.function} must return one value for each of {batch.num_rows} rows, got shape {result.shape}"
+            )
+        results.append(result)
+    empty: NDArray[Any] = np.zeros(0, dtype=np.float64 if settings.gives_score else np.bool_)
+    return np.concatenate(results) if results else empty

@@ -1,0 +1,44 @@
+"""Where a step finds the number that it ranks by: a score step, a column of `samples`, or a field of the metadata."""
+
+import json
+from functools import partial
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from operators.errors import InputError
+from pipeline.run import Read, Run
+
+SAMPLE_COLUMNS = ("width", "height", "bytes")
+"""Columns of `samples` that can be ranked by."""
+
+
+def read_values(run: Run, score: str | None, column: str | None) -> list[Read]:
+    """The reads that give a table `uid` and `value`, the raw column to be turned into numbers by `numbers`."""
+    if score is not None:
+        return [Read(run.samples, {"uid": "uid"}), Read(run.artifacts[score], {"score": "value"})]
+    stored = column if column in SAMPLE_COLUMNS else "metadata"
+    return [Read(run.samples, {"uid": "uid", str(stored): "value"})]
+
+
+def numbers(column: str | None, table: pa.Table) -> NDArray[np.float64]:
+    """The values of a table's rows as float64; NaN where a row has none.
+
+    Raises:
+        InputError: a metadata field holds something that is not a number.
+    """
+    values = table["value"]
+    if column is not None and column not in SAMPLE_COLUMNS:
+        values = pa.array(map(partial(_field, column), values.to_pylist()), pa.float64())
+    filled = pc.fill_null(pc.cast(values, pa.float64()), np.nan)
+    return cast("NDArray[np.float64]", filled.to_numpy())
+
+
+def _field(name: str, metadata: str | None) -> float | None:
+    value = None if metadata is None else json.loads(metadata).get(name)
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    raise InputError(f"metadata field {name!r} must be a number to filter by, got {value!r}")

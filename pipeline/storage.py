@@ -1,0 +1,205 @@
+"""A workspace folder on any fsspec file system, and the two ways anything is written into it.
+
+`publish` is for data and manifests: it fails softly when the name exists, so two writers can never both win.
+`replace` is for the few files that show the latest run (`summary.json`, `report.html`): the last writer wins, whole.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from operators.errors import WorkspaceError
+
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A root folder. Paths given to its methods are relative to it, with `/`.
+
+    Attributes:
+        url: a local path or `protocol://...`.
+        options: what fsspec needs to open it (`endpoint_url`, `profile`, `anon`, ...).
+    """
+
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec file system; fsspec keeps one per process and options."""
+        filesystem, _ = fsspec.core.url_to_fs(self.url, **self.options)
+        return filesystem
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root lies on a disk of this machine (or one mounted on it)."""
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def path(self, name: str = "") -> str:
+        """The file system's own path of `name`."""
+        _, root = fsspec.core.url_to_fs(self.url, **self.options)
+        return f"{root.rstrip('/')}/{name}" if name else cast(str, root)
+
+    def open(self, name: str) -> BinaryIO:
+        """Opens a file for reading, seekable."""
+        return cast(BinaryIO, self.filesystem.open(self.path(name), "rb"))
+
+    def read(self, name: str) -> bytes:
+        """The whole content of a file. Raises FileNotFoundError."""
+        return cast(bytes, self.filesystem.cat_file(self.path(name)))
+
+    def read_json(self, name: str) -> Any:
+        """The parsed content of a JSON file. Raises FileNotFoundError; WorkspaceError when it is not JSON."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise WorkspaceError(f"{self.url}/{name} must be JSON, got {error}") from error
+
+    def exists(self, name: str) -> bool:
+        """Whether a file of that name is there."""
+        return bool(self.filesystem.exists(self.path(name)))
+
+    def find(self, folder: str) -> dict[str, int]:
+        """Every file below a folder: relative path -> size in bytes, sorted by path; empty when there is no folder."""
+        self.filesystem.invalidate_cache()
+        root = self.path().rstrip("/") + "/"
+        found = self.filesystem.find(self.path(folder), detail=True)
+        return {path[len(root) :]: int(info["size"]) for path, info in sorted(found.items())}
+
+    def remove(self, name: str) -> None:
+        """Deletes a file or a folder with all below it; no error when it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm(self.path(name), recursive=True)
+
+    @contextlib.contextmanager
+    def scratch(self, folder: str) -> Iterator[Path]:
+        """A file of this attempt's own, to be written and then given to `publish_file`; removed on leaving.
+
+        It lies beside its destination when that is a local disk (a hard link cannot cross disks), else in the
+        machine's temporary folder.
+        """
+        with explain_write_errors(self.url):
+            if self.is_local:
+                parent = Path(self.path(folder))
+                parent.mkdir(parents=True, exist_ok=True)
+                path = parent / f".attempt-{uuid.uuid4().hex}"
+            else:
+                path = Path(tempfile.gettempdir()) / f"winnow-attempt-{uuid.uuid4().hex}"
+            try:
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
+
+    def publish_file(self, scratch: Path, name: str) -> bool:
+        """Publishes a finished scratch file under `name` unless that name exists.
+
+        Returns:
+            True when the name now holds this content, False when it holds another's.
+        """
+        with explain_write_errors(self.url):
+            if self.is_local:
+                return _link(scratch, Path(self.path(name)))
+            return self._create_remote(name, scratch.read_bytes())
+
+    def publish(self, name: str, data: bytes) -> bool:
+        """Publishes bytes under `name` unless that name exists. Returns as `publish_file` does."""
+        if not self.is_local:
+            return self._create_remote(name, data)
+        with self.scratch(name.rpartition("/")[0]) as scratch:
+            scratch.write_bytes(data)
+            return self.publish_file(scratch, name)
+
+    def publish_json(self, name: str, value: Any) -> bool:
+        """`publish` of a value as JSON with sorted keys."""
+        return self.publish(name, to_json(value))
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes bytes under `name`, whole or not at all, whatever was there."""
+        with explain_write_errors(self.url):
+            if not self.is_local:
+                self.filesystem.pipe_file(self.path(name), data)
+                return
+            with self.scratch(name.rpartition("/")[0]) as scratch:
+                scratch.write_bytes(data)
+                os.replace(scratch, self.path(name))
+
+    def check_writable(self) -> None:
+        """Raises WorkspaceError unless a file can be written into and removed from the root."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        self.replace(probe, b"winnow")
+        self.remove(probe)
+
+    def _create_remote(self, name: str, data: bytes) -> bool:
+        try:
+            self.filesystem.pipe_file(self.path(name), data, mode="create")
+        except FileExistsError:
+            # A put whose reply was lost is retried inside s3fs and then meets its own success: same bytes, same win.
+            return self.read(name) == data
+        return True
+
+
+def to_json(value: Any) -> bytes:
+    """JSON with sorted keys and a final newline: equal values give equal bytes."""
+    return (json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def digest(*values: Any) -> str:
+    """16 hexadecimal digits that name a JSON-able value: the address of whatever is a pure function of it."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a local file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def explain_write_errors(url: str) -> Iterator[None]:
+    """Turns a refused write into a WorkspaceError that names the folder and the system's word for why."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _UNWRITABLE:
+            raise WorkspaceError(f"{url} must be a folder that can be written to, got: {error.strerror}") from error
+        raise
+
+
+def _link(scratch: Path, target: Path) -> bool:
+    with scratch.open("rb") as file:
+        os.fsync(file.fileno())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(scratch, target)
+    except FileExistsError:
+        return file_sha256(scratch) == file_sha256(target)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EXDEV}:
+            raise
+        return _copy_exclusively(scratch, target)
+    return True
+
+
+def _copy_exclusively(scratch: Path, target: Path) -> bool:
+    """For file systems without hard links: the exclusive create decides who wins."""
+    try:
+        with target.open("xb") as out, scratch.open("rb") as source:
+            shutil.copyfileobj(source, out)
+            os.fsync(out.fileno())
+    except FileExistsError:
+        return file_sha256(scratch) == file_sha256(target)
+    return True

@@ -1,0 +1,110 @@
+"""The wiring of one pass: a Ray Data pipeline over the shards, with the finalisers beside it."""
+
+import pickle
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import ray
+import ray.data
+
+from pipeline.artifact import Part
+from pipeline.progress import StepProgress
+from pipeline.readers.sample import ShardEnd
+from pipeline.stream.chunks import decode_chunk, read_chunks
+from pipeline.stream.encode import EncodeChunks, without_encoding, write_piece
+from pipeline.stream.finalise import ShardReceipts, finalise_shard
+from pipeline.stream.work import Pass, ShardWork
+
+_READ_CPUS = 0.25
+_DECODE_CPUS = 0.5
+_WRITE_CPUS = 0.25
+_MOST_READ_TASKS = 1024
+
+
+@dataclass
+class _Shard:
+    """The chunks of a shard that have been written so far."""
+
+    work: ShardWork
+    rows: dict[int, dict[str, int]] = field(default_factory=dict)
+    chunks: int | None = None
+    end: ShardEnd | None = None
+
+    def add(self, receipt: dict[str, Any]) -> None:
+        counts, end = pickle.loads(receipt["receipt"])  # noqa: S301 (our own object)
+        self.rows[receipt["chunk"]] = counts
+        if receipt["last"]:
+            self.chunks, self.end = receipt["chunk"] + 1, end
+
+    @property
+    def complete(self) -> ShardReceipts | None:
+        if self.chunks is None or self.end is None or len(self.rows) < self.chunks:
+            return None
+        counts: dict[str, int] = {}
+        for chunk in self.rows.values():
+            for name, count in chunk.items():
+                counts[name] = counts.get(name, 0) + count
+        return ShardReceipts(self.work, self.chunks, counts, self.end)
+
+
+def new_attempt() -> str:
+    """The folder for the pieces of one attempt at a pass."""
+    return f"pieces/{uuid.uuid4().hex}"
+
+
+def run_pass(job: Pass, works: Sequence[ShardWork], *, workers: int, progress: StepProgress) -> list[tuple[str, Part]]:
+    """Streams every shard through its pass and publishes the parts.
+
+    Returns:
+        (artifact folder, part) of every part made.
+    """
+    shards = {work.samples_id: _Shard(work) for work in works}
+    finaliser = ray.remote(finalise_shard).options(num_cpus=_WRITE_CPUS, max_retries=3)
+    finalising: list[Any] = []
+    parts: list[tuple[str, Part]] = []
+    for receipt in _receipts(job, works, workers):
+        progress.advance(receipt["rows"])
+        shard = shards[receipt["samples_id"]]
+        shard.add(receipt)
+        if receipts := shard.complete:
+            del shards[receipt["samples_id"]]
+            finalising.append(finaliser.remote(job, receipts))
+        finished, finalising = ray.wait(finalising, num_returns=len(finalising), timeout=0) if finalising else ([], [])
+        for made in ray.get(finished):
+            parts += made
+    for made in ray.get(finalising):
+        parts += made
+    assert not shards, f"{len(shards)} shards ended without their last chunk"
+    job.store.remove(job.pieces)
+    return parts
+
+
+def _receipts(job: Pass, works: Sequence[ShardWork], workers: int) -> Iterator[dict[str, Any]]:
+    items = [{"work": pickle.dumps(work)} for work in works]
+    chunks = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_READ_TASKS)).flat_map(
+        partial(read_chunks, job), num_cpus=_READ_CPUS
+    )
+    decoded = chunks.map(partial(decode_chunk, job), num_cpus=_DECODE_CPUS)
+    if any(work.needs for work in works):
+        encoded = decoded.map_batches(
+            EncodeChunks,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="pyarrow",
+            **encoder_placement(workers),
+        )
+    else:
+        encoded = decoded.map(without_encoding, num_cpus=_DECODE_CPUS)
+    yield from encoded.map(partial(write_piece, job), num_cpus=_WRITE_CPUS).iter_rows()
+
+
+def encoder_placement(workers: int) -> dict[str, Any]:
+    """Where encoders run: one actor a GPU where there are any, else one a CPU worker, one CPU in all left to readers."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus:
+        return {"compute": ray.data.ActorPoolStrategy(size=gpus), "num_gpus": 1}
+    share = (workers - 1) / workers if workers > 1 else 0.5
+    return {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": share}

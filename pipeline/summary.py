@@ -1,0 +1,148 @@
+"""What a run did, in numbers: `summary.json` and the table that a job ends with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from pipeline.artifact import Artifact
+from pipeline.console import print_table
+from pipeline.run import Run
+from pipeline.storage import to_json
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """One line of the table."""
+
+    name: str
+    rows_in: int
+    rows_out: int
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written outside the workspace.
+
+    Attributes:
+        format: as in the config.
+        path: where.
+        samples: how many.
+        files: how many.
+        bytes: their size.
+        seconds: wall time of the run that wrote it.
+        reused: whether it was there, whole, before this run.
+    """
+
+    format: str
+    path: str
+    samples: int
+    files: int
+    bytes: int
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The sums: `samples_seen = kept + sum(dropped) + sum(rejected)`.
+
+    Attributes:
+        samples_seen: rows of the ledger.
+        kept: samples that passed every step.
+        dropped: step -> reason -> count.
+        rejected: reason -> count.
+        shards_damaged: shard -> `{reason, message}`.
+        uids: how many were supplied, and how many of the supplied were no uids.
+        steps: in order, embeddings and ledger included.
+        exports: what was written outside the workspace.
+        workspace: where.
+    """
+
+    samples_seen: int
+    kept: int
+    dropped: Mapping[str, Mapping[str, int]]
+    rejected: Mapping[str, int]
+    shards_damaged: Mapping[str, Mapping[str, str]]
+    uids: Mapping[str, int]
+    steps: Sequence[StepSummary]
+    exports: Sequence[Export]
+    workspace: str
+
+    @property
+    def reused(self) -> bool:
+        """Whether the run found everything done."""
+        return all(step.reused for step in self.steps) and all(export.reused for export in self.exports)
+
+
+def summarise(run: Run, exports: Sequence[Export]) -> Summary:
+    """Adds the run up and checks the sums.
+
+    Args:
+        run: a run whose artifacts are all there, in the order in which they were needed.
+        exports: their receipts.
+    """
+    first, *later = run.verdicts
+    last = run.verdicts[-1]
+    dropped = {artifact.step: artifact.totals("dropped") for artifact in later}
+    rejected = first.totals("dropped")
+    kept = last.total("kept")
+    seen = run.samples.rows
+    assert seen == kept + sum(rejected.values()) + sum(sum(reasons.values()) for reasons in dropped.values()), (
+        f"{seen} samples seen, {kept} kept, {dropped} dropped, {rejected} rejected"
+    )
+    return Summary(
+        samples_seen=seen,
+        kept=kept,
+        dropped=dropped,
+        rejected=rejected,
+        shards_damaged={
+            part.shard: {"reason": part.notes["damage"], "message": part.notes.get("message", "")}
+            for part in run.samples.parts
+            if part.notes.get("damage")
+        },
+        uids={"supplied": run.samples.total("uid_supplied"), "invalid": run.samples.total("uid_invalid")},
+        steps=[_step(artifact) for artifact in run.artifacts.values()],
+        exports=exports,
+        workspace=run.store.url,
+    )
+
+
+def _step(artifact: Artifact) -> StepSummary:
+    return StepSummary(artifact.step, artifact.total("in"), artifact.total("kept"), artifact.seconds, artifact.reused)
+
+
+def write_summary(run: Run, summary: Summary) -> None:
+    """Replaces `summary.json`, unless nothing was done: a run that reuses everything changes no file."""
+    if not (summary.reused and run.store.exists(SUMMARY)):
+        run.store.replace(SUMMARY, to_json(asdict(summary)))
+
+
+def print_summary(summary: Summary) -> None:
+    """Prints the table that a run ends with, and where to look next."""
+    rows = [
+        (step.name, step.rows_in, step.rows_out, "reused" if step.reused else f"{step.seconds:.1f} s")
+        for step in summary.steps
+    ]
+    rows += [
+        (
+            f"export {export.format}",
+            summary.kept,
+            export.samples,
+            "reused" if export.reused else f"{export.seconds:.1f} s",
+        )
+        for export in summary.exports
+    ]
+    print_table(("step", "rows in", "rows out", "time"), rows)
+    rejected = sum(summary.rejected.values())
+    dropped = sum(sum(reasons.values()) for reasons in summary.dropped.values())
+    print(
+        f"\n{summary.samples_seen:,} samples seen = {summary.kept:,} kept + {dropped:,} dropped + {rejected:,} rejected"
+    )
+    for shard, damage in summary.shards_damaged.items():
+        print(f"damaged shard: {shard} ({damage['reason']}: {damage['message']})")
+    if summary.reused:
+        print("nothing to do: every step reused")
+    print(f"workspace: {summary.workspace} (summary.json, ledger/, report.html)")

@@ -1,0 +1,78 @@
+"""Winnow as a library: the names that a script or a notebook needs.
+
+    from winnow import load_kept
+
+    kept = load_kept("curated/keys.parquet")
+    dataset = webdataset.WebDataset(urls).select(lambda sample: kept(sample["__url__"], sample["__key__"]))
+
+Running a job from Python:
+
+    from winnow import Curation, load_config, run_curation
+
+    summary = run_curation(load_config("curate.yaml", Curation))
+
+Importing this module is cheap: a name is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from operators.errors import (
+        ConfigError,
+        InputError,
+        LimitExceeded,
+        ModelError,
+        UserError,
+        WinnowError,
+        WorkspaceError,
+    )
+    from pipeline.config.loader import load_config
+    from pipeline.curate import run_curation
+    from pipeline.curation import Curation
+    from pipeline.kept import KeptKeys, load_kept
+    from pipeline.ledger import find_rows, read_ledger
+    from pipeline.storage import Store
+    from pipeline.summary import Summary
+
+__all__ = [
+    "ConfigError",
+    "Curation",
+    "InputError",
+    "KeptKeys",
+    "LimitExceeded",
+    "ModelError",
+    "Store",
+    "Summary",
+    "UserError",
+    "WinnowError",
+    "WorkspaceError",
+    "find_rows",
+    "load_config",
+    "load_kept",
+    "read_ledger",
+    "run_curation",
+]
+
+_HOMES = {
+    "Curation": "pipeline.curation",
+    "KeptKeys": "pipeline.kept",
+    "Store": "pipeline.storage",
+    "Summary": "pipeline.summary",
+    "find_rows": "pipeline.ledger",
+    "load_config": "pipeline.config.loader",
+    "load_kept": "pipeline.kept",
+    "read_ledger": "pipeline.ledger",
+    "run_curation": "pipeline.curate",
+}
+"""Where a name lives; every other name is an error's."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES.get(name, "operators.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
