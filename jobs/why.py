@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"UID must be 32 hexadecimal digits, got {args.uid!r}")
     rows = find_rows(Store(args.workspace), uid)
     if not rows:
-        raise InputError(f"UID must be one that the ledger of {args.workspace} knows: no sample has uid {uid}")
+        raise InputError(f"UID must be one that {args.workspace} knows: no sample has uid {uid}")
     print("\n\n".join(describe(row) for row in rows))
     return 0
 

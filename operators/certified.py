@@ -45,7 +45,7 @@ GRID_BITS = 28
 """Centroids are multiples of 2^-28: with rows that are multiples of 2^-24, products fit the 53 bits of a float64."""
 
 _ROWS, _COLUMNS = 2048, 1024
-"""Tile of scores that stays in a core's second-level cache (4 MB in bfloat16; measured)."""
+"""Shape of a tile of scores (4 MB in bfloat16). Measured: smaller tiles wait for the interpreter, larger for memory."""
 
 _GROUP = 8
 """Columns that share one maximum in the first pass over a tile, so that the second pass sees an eighth of it."""
@@ -85,6 +85,20 @@ def ordered_sum(values_ND: NDArray[np.float64]) -> NDArray[np.float64]:
         left_ND[:, : width - half] += folded_ND[:, half:]
         folded_ND = left_ND
     return folded_ND[:, 0] if folded_ND.shape[1] else np.zeros(len(values_ND))
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Keeps torch from starting threads below ours: tiles in parallel scale better than the operations inside a tile.
+
+    The count belongs to the process, so this is for a process that runs one such computation at a time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,7 @@ def measure_rows(x_ND: NDArray[np.float16], *, threads: int = 1, device: str = "
     return Rows(x, norm_N, residual_N)
 
 
+@one_torch_thread()
 def prepare_columns(centroids_KD: NDArray[np.float64], *, device: str = "cpu", centre: bool = True) -> Columns:
     """Centres, rounds and measures the columns.
 
@@ -208,7 +223,7 @@ def exact_dots(x_BD: Tensor, columns_KD: Tensor, row_P: Tensor, column_P: Tensor
     start_B = torch.searchsorted(row_P, torch.arange(len(x_BD) + 1, device=row_P.device))
     zeros_P = torch.zeros(len(row_P), dtype=torch.float64, device=row_P.device)
     pairs = torch.sparse_csr_tensor(start_B, column_P, zeros_P, (len(x_BD), len(columns_KD)))
-    dot_P: Tensor = torch.sparse.sampled_addmm(pairs, x_BD.double(), columns_KD.T, beta=0.0).values()
+    dot_P: Tensor = torch.sparse.sampled_addmm(pairs, x_BD.float().double(), columns_KD.T, beta=0.0).values()
     return dot_P
 
 
@@ -376,17 +391,3 @@ def _for_each_block(num_rows: int, worker: Callable[[], Callable[[slice], None]]
         with ThreadPoolExecutor(threads) as pool:
             for done in [pool.submit(run) for _ in range(threads)]:
                 done.result()
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Keeps torch from starting threads below ours: tiles in parallel scale better than the operations inside a tile.
-
-    The count belongs to the process, so this is for a process that runs one such computation at a time.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

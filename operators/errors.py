@@ -1,7 +1,7 @@
 """Every error that Winnow raises on purpose.
 
     WinnowError                  exit code 1
-    |-- UserError                exit code 2: the config, the input or the workspace is wrong; the message says what to change
+    |-- UserError                exit code 2: config, input or workspace is wrong; the message says what to change
     |   |-- ConfigError          a key, a value, a name or a combination in the config
     |   |-- InputError           a pool, a table or a file that cannot serve as what the config says it is
     |   |-- ModelError           weights, names or towers of a model

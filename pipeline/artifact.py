@@ -14,7 +14,7 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -143,6 +143,13 @@ def read_columns(store: Store, path: str, columns: list[str] | None = None) -> p
     """Some columns of a part, or all. A struct's field is named `struct.field`."""
     with store.open(path) as file:
         return pq.read_table(file, columns=columns, use_threads=False)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A small table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return cast(bytes, sink.getvalue().to_pybytes())
 
 
 def manifest_name(folder: str, part_ids: Iterable[str]) -> str:

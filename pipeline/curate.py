@@ -62,7 +62,7 @@ def curate(config: Curation, shards: Sequence[Shard], *, workers: int, progress:
     summary = summarise(run, exports)
     write_summary(run, summary)
     if config.report:
-        write_report(run, summary)
+        write_report(run, config.steps, summary)
     return summary
 
 

@@ -1,8 +1,8 @@
 """The ledger: exactly one row for every sample that could be seen in the pool.
 
 Columns: `uid` (32 hexadecimal digits), `shard`, `key`, `verdict` (`kept` | `dropped` | `rejected`), `step`, `reason`,
-`detail` (JSON). For a dropped sample, `step` and `reason` say where it ended and `detail` holds that step's numbers; for
-a kept one, `detail` holds the numbers of every step that judged it, by step; a rejected one ends in step `samples`.
+`detail` (JSON). For a dropped sample, `step` and `reason` say where it ended and `detail` holds that step's numbers;
+for a kept one, `detail` holds the numbers of every step that judged it, by step; a rejected one ends in step `samples`.
 
 The rows are sorted by (uid, shard, row) and split by uid prefix into `ledger/<prefix>-<digest>.parquet`, so that `why`
 reads one file. `ledger.json`, beside the folder, names the files of the latest run.
@@ -10,7 +10,6 @@ reads one file. `ledger.json`, beside the folder, names the files of the latest 
 
 import hashlib
 import json
-import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray.data
 
 from operators.errors import WorkspaceError
-from pipeline.artifact import Artifact, Part, read_columns
+from pipeline.artifact import Artifact, Part, parquet_bytes, read_columns
 from pipeline.run import Run
+from pipeline.shuffle import PARTITION, num_partitions, shuffle
 from pipeline.storage import Store, digest, to_json
 
 LEDGER_VERSION = 1
@@ -86,18 +85,19 @@ def write_ledger(run: Run, verdicts: Sequence[Artifact]) -> Artifact:
         _Unit(part.path, tuple((artifact.step, artifact.parts[i].path) for artifact in verdicts))
         for i, part in enumerate(run.samples.parts)
     ]
-    items = [{"unit": pickle.dumps(unit)} for unit in units]
-    rows = ray.data.from_items(items, override_num_blocks=min(len(items), 8 * run.workers)).map_batches(
-        partial(_ledger_rows, run.store, digits), batch_size=1, batch_format="pyarrow"
-    )
-    written = rows.repartition(min(16**digits, 4 * run.workers), keys=["prefix"]).map_batches(
-        partial(_write_files, run.store, address), batch_size=None, batch_format="pyarrow"
-    )
+    partitions = min(16**digits, num_partitions(run.samples.rows))
     with run.progress.step("ledger", run.samples.rows) as progress:
+        written = shuffle(
+            units,
+            partial(_ledger_rows, run.store, digits, partitions),
+            partial(_write_files, run.store, address),
+            partitions=partitions,
+            workers=run.workers,
+        )
         files = []
-        for row in written.iter_rows():
-            files.append(LedgerFile(row["prefix"], row["path"], row["rows"]))
-            progress.advance(row["rows"])
+        for receipts in written:
+            files += [LedgerFile(**receipt) for receipt in receipts.to_pylist()]
+            progress.advance(sum(receipts["rows"].to_pylist()))
     ledger = Ledger(address, digits, tuple(sorted(files, key=lambda file: file.prefix)))
     assert ledger.rows == run.samples.rows, f"the ledger has {ledger.rows} rows for {run.samples.rows} samples"
     run.store.replace(MANIFEST, to_json(asdict(ledger)))
@@ -148,9 +148,7 @@ def ledger_sha256(store: Store) -> str:
     return sha256.hexdigest()
 
 
-def _ledger_rows(store: Store, digits: int, batch: pa.Table) -> pa.Table:
-    (item,) = batch.to_pylist()
-    unit: _Unit = pickle.loads(item["unit"])  # noqa: S301 (our own object, from our own driver)
+def _ledger_rows(store: Store, digits: int, partitions: int, unit: _Unit) -> pa.Table:
     samples = read_columns(store, unit.samples, ["uid", "shard", "key", "row"])
     num_rows = samples.num_rows
     verdict = np.full(num_rows, "kept", dtype=object)
@@ -174,6 +172,7 @@ def _ledger_rows(store: Store, digits: int, batch: pa.Table) -> pa.Table:
     uids = [uid.hex() for uid in samples["uid"].to_pylist()]
     return pa.table(
         {
+            PARTITION: pa.array([int(uid[:digits], 16) % partitions for uid in uids], pa.int32()),
             "prefix": pa.array([uid[:digits] for uid in uids], pa.string()),
             "uid": pa.array(uids, pa.string()),
             "shard": samples["shard"],
@@ -193,23 +192,16 @@ def _json(value: dict[str, Any]) -> str:
 
 def _write_files(store: Store, address: str, block: pa.Table) -> pa.Table:
     """Writes the files of a block that holds each of its prefixes whole; gives a receipt for each."""
-    prefixes = sorted(pc.unique(block["prefix"]).to_pylist()) if block.num_rows else []
+    prefixes = sorted(pc.unique(block["prefix"]).to_pylist())
     paths, counts = [], []
     for prefix in prefixes:
         rows = block.filter(pc.equal(block["prefix"], prefix))
         rows = rows.sort_by([("uid", "ascending"), ("shard", "ascending"), ("row", "ascending")])
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows.select(SCHEMA.names).cast(SCHEMA), sink, compression="zstd")
         paths.append(f"ledger/{prefix}-{address}.parquet")
         counts.append(rows.num_rows)
-        store.replace(paths[-1], sink.getvalue().to_pybytes())
-    return pa.table(
-        {
-            "prefix": pa.array(prefixes, pa.string()),
-            "path": pa.array(paths, pa.string()),
-            "rows": pa.array(counts, pa.int64()),
-        }
-    )
+        store.replace(paths[-1], parquet_bytes(rows.select(SCHEMA.names)))
+    types = {"prefix": pa.string(), "path": pa.string(), "rows": pa.int64()}
+    return pa.table([prefixes, paths, counts], schema=pa.schema(types))
 
 
 def _as_artifact(ledger: Ledger, *, reused: bool = False, seconds: float = 0.0) -> Artifact:

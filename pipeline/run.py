@@ -28,10 +28,12 @@ from pipeline.artifact import (
 from pipeline.columns import booleans, scatter
 from pipeline.pool import Pool, Shard
 from pipeline.progress import Progress
-from pipeline.spread import spread
+from pipeline.spread import balanced, spread
 from pipeline.storage import Store, digest
 
 Modality = Literal["image", "text"]
+
+_ROWS_PER_ACTOR = 20_000
 
 
 class NotPublished(Exception):
@@ -132,7 +134,7 @@ class Run:
 
         Args:
             name: the step's.
-            settings: all that its result depends on besides what it reads: kind, version, own settings, the seed if random.
+            settings: all that its result depends on besides what it reads: kind, version, settings, and seed if random.
             reads: its inputs.
             reduces: whether a part depends on more than its own shard, so that the address covers all inputs whole.
         """
@@ -177,6 +179,11 @@ class Plan:
         if artifact is None and self.run.dry:
             raise NotPublished(self.name)
         return artifact
+
+    def groups(self, workers: int) -> list[list[Unit]]:
+        """The units dealt to at most `workers` actors, fewer where there is too little to be worth their start."""
+        rows = sum(unit.rows for unit in self.units)
+        return balanced([(unit, unit.rows) for unit in self.units], min(workers, -(-rows // _ROWS_PER_ACTOR)))
 
     def loaders(self, groups: Sequence[Sequence[Unit]], load: Callable[[pa.Table], Any]) -> list[Callable[[], Any]]:
         """For each group of units, a picklable function that reads their tables and gives `load` of them joined."""

@@ -134,7 +134,7 @@ class Store:
                 return
             with self.scratch(name.rpartition("/")[0]) as scratch:
                 scratch.write_bytes(data)
-                os.replace(scratch, self.path(name))
+                scratch.replace(self.path(name))
 
     def check_writable(self) -> None:
         """Raises WorkspaceError unless a file can be written into and removed from the root."""

@@ -1,11 +1,10 @@
-"""Which rows repeat a key that another row of the pool has first: one shuffle by key, on Ray Data.
+"""Which rows repeat a key that another row of the pool has first: a shuffle by key, and one of what it found by shard.
 
-The rows found are written to a few files, grouped by shard, so that the verdicts are made shard by shard like all others
-and nothing passes through the driver.
+The rows found are written to a few files, grouped by shard, so that the verdicts are made shard by shard like all
+others and nothing passes through the driver.
 """
 
 import bisect
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray.data
 
 from operators.uids import split_uids
+from pipeline.artifact import parquet_bytes, read_columns
 from pipeline.columns import fixed_rows, uid_rows
 from pipeline.run import Plan, Unit, read_unit
+from pipeline.shuffle import PARTITION, num_partitions, shuffle
 from pipeline.storage import Store
 
-_ROWS_PER_PARTITION = 4_000_000
 _SHARDS_PER_GROUP = 64
 
 _REPEAT_SCHEMA = pa.schema(
@@ -35,6 +34,7 @@ _REPEAT_SCHEMA = pa.schema(
         ("first_low", pa.uint64()),
     ]
 )
+_RECEIPT = pa.schema([("path", pa.string()), ("rows", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -69,39 +69,45 @@ def find_repeats(plan: Plan, key: str, order: Sequence[str]) -> Repeats:
         key: a 16-byte column; rows where it is null repeat nothing.
         order: what makes a row come first among those of its key: `("unit", "row")` or `("high", "low")`, the uid.
     """
-    store, units = plan.run.store, plan.units
-    repeats = Repeats(store, f"{plan.folder}/repeats", tuple(unit.shard for unit in units))
-    partitions = max(1, sum(unit.rows for unit in units) // _ROWS_PER_PARTITION)
-    items = [{"index": i, "unit": pickle.dumps(unit)} for i, unit in enumerate(units)]
-    blocks = min(len(items), 8 * plan.run.workers)
-    keys = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
-        partial(_keys, store, key, partitions), batch_size=1, batch_format="pyarrow"
+    run, units = plan.run, plan.units
+    repeats = Repeats(run.store, f"{plan.folder}/repeats", tuple(unit.shard for unit in units))
+    found = f"{plan.folder}/found"
+    partitions = num_partitions(sum(unit.rows for unit in units))
+    by_key = shuffle(
+        list(enumerate(units)),
+        partial(_keys, run.store, key, partitions),
+        partial(_write_found, run.store, found, tuple(order)),
+        partitions=partitions,
+        workers=run.workers,
     )
-    groups = -(-len(units) // _SHARDS_PER_GROUP)
-    found = (
-        keys.repartition(partitions, keys=["partition"])
-        .map_batches(partial(_repeats, tuple(order)), batch_size=None, batch_format="pyarrow")
-        .repartition(min(groups, 4 * plan.run.workers), keys=["group"])
-        .map_batches(partial(_write_groups, store, repeats.folder), batch_size=None, batch_format="pyarrow")
-    )
-    for _ in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-        pass
+    files = [file for receipt in by_key for file in receipt.to_pylist()]
+    partitions = num_partitions(sum(file["rows"] for file in files))
+    if files:
+        by_shard = shuffle(
+            [file["path"] for file in files],
+            partial(_groups, run.store, partitions),
+            partial(_write_groups, run.store, repeats.folder),
+            partitions=partitions,
+            workers=run.workers,
+        )
+        for _ in by_shard:
+            pass
+    run.store.remove(found)
     return repeats
 
 
-def _keys(store: Store, key: str, partitions: int, batch: pa.Table) -> pa.Table:
-    (item,) = batch.to_pylist()
-    unit: Unit = pickle.loads(item["unit"])  # noqa: S301 (our own object, from our own driver)
+def _keys(store: Store, key: str, partitions: int, item: tuple[int, Unit]) -> pa.Table:
+    index, unit = item
     table, _ = read_unit(store, unit)
     table = table.filter(table[key].is_valid())
     key_high_N, key_low_N = split_uids(fixed_rows(table[key], "V16")[:, 0])
     high_N, low_N = split_uids(uid_rows(table["uid"]))
     return pa.table(
         {
-            "partition": (key_high_N % np.uint64(partitions)).astype(np.int32),
+            PARTITION: (key_high_N % np.uint64(partitions)).astype(np.int32),
             "key_high": key_high_N,
             "key_low": key_low_N,
-            "unit": np.full(len(high_N), item["index"], dtype=np.int32),
+            "unit": np.full(len(high_N), index, dtype=np.int32),
             "row": table["row"],
             "high": high_N,
             "low": low_N,
@@ -109,41 +115,42 @@ def _keys(store: Store, key: str, partitions: int, batch: pa.Table) -> pa.Table:
     )
 
 
-def _repeats(order: tuple[str, ...], block: pa.Table) -> pa.Table:
-    """All but the first row of every key in a block that holds each of its keys whole."""
-    if block.num_rows == 0:
-        return _REPEAT_SCHEMA.append(pa.field("group", pa.int32())).empty_table()
+def find_in_block(order: Sequence[str], block: pa.Table) -> pa.Table:
+    """All but the first row of every key in a block that holds each of its keys whole: `_REPEAT_SCHEMA`."""
     names = ["key_high", "key_low", *order]
     block = block.take(pc.sort_indices(block, sort_keys=[(name, "ascending") for name in names]))
     high_N, low_N = block["key_high"].to_numpy(), block["key_low"].to_numpy()
     starts_N = np.ones(block.num_rows, dtype=bool)
     starts_N[1:] = (high_N[1:] != high_N[:-1]) | (low_N[1:] != low_N[:-1])
     first_N = np.flatnonzero(starts_N)[np.cumsum(starts_N) - 1]
-    first = block.take(pa.array(first_N))
-    table = pa.table(
-        {
-            "unit": block["unit"],
-            "row": block["row"],
-            "first_unit": first["unit"],
-            "first_row": first["row"],
-            "first_high": first["high"],
-            "first_low": first["low"],
-            "group": pc.cast(pc.divide(block["unit"], _SHARDS_PER_GROUP), pa.int32()),
-        }
-    )
-    return table.filter(pa.array(~starts_N))
+    first = block.take(pa.array(first_N, pa.int64()))
+    columns = [block["unit"], block["row"], *(first[name] for name in ("unit", "row", "high", "low"))]
+    return pa.table(columns, schema=_REPEAT_SCHEMA).filter(pa.array(~starts_N))
+
+
+def _write_found(store: Store, folder: str, order: Sequence[str], block: pa.Table) -> pa.Table:
+    """Writes what a block's keys repeat; gives a receipt where there is anything."""
+    rows = find_in_block(order, block)
+    if not rows.num_rows:
+        return _RECEIPT.empty_table()
+    path = f"{folder}/{pc.min(block[PARTITION]).as_py():06d}.parquet"
+    store.replace(path, parquet_bytes(rows))
+    return pa.table([[path], [rows.num_rows]], schema=_RECEIPT)
+
+
+def _groups(store: Store, partitions: int, path: str) -> pa.Table:
+    rows = read_columns(store, path)
+    group_N = rows["unit"].to_numpy() // _SHARDS_PER_GROUP
+    return rows.append_column("group", pa.array(group_N)).append_column(PARTITION, pa.array(group_N % partitions))
 
 
 def _write_groups(store: Store, folder: str, block: pa.Table) -> pa.Table:
     """Writes each group of shards in a block that holds its groups whole."""
-    groups = pc.unique(block["group"]).to_pylist() if block.num_rows else []
-    for group in groups:
+    for group in pc.unique(block["group"]).to_pylist():
         rows = block.filter(pc.equal(block["group"], group)).select(_REPEAT_SCHEMA.names)
-        rows = rows.sort_by([("unit", "ascending"), ("row", "ascending")]).cast(_REPEAT_SCHEMA)
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink)
-        store.replace(f"{folder}/{group:06d}.parquet", sink.getvalue().to_pybytes())
-    return pa.table({"groups": [len(groups)]})
+        rows = rows.sort_by([("unit", "ascending"), ("row", "ascending")])
+        store.replace(f"{folder}/{group:06d}.parquet", parquet_bytes(rows))
+    return _RECEIPT.empty_table()
 
 
 def positions_of(table: pa.Table, repeats: pa.Table) -> tuple[Any, pa.Table]:

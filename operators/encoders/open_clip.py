@@ -23,8 +23,8 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-from operators.encoders.base import Runtime, TorchEncoder, Towers, must_fit, seeded
 from operators.encoders.settings import Decode
+from operators.encoders.torch_encoder import Runtime, TorchEncoder, Towers, must_fit, seeded
 from operators.encoders.transforms import ReferenceTransform
 from operators.errors import ModelError
 

@@ -17,8 +17,9 @@ from operators import torchvision_ops  # noqa: F401
 import timm
 from timm.data import create_transform, resolve_data_config
 
-from operators.encoders.base import Runtime, TorchEncoder, Towers, must_fit, no_text_tower, seeded
+from operators.encoders.base import no_text_tower
 from operators.encoders.settings import TimmSettings
+from operators.encoders.torch_encoder import Runtime, TorchEncoder, Towers, must_fit, seeded
 from operators.encoders.transforms import ReferenceTransform
 from operators.errors import ModelError
 

@@ -53,7 +53,7 @@ class Claim:
     @property
     def urls(self) -> Iterator[str]:
         """The files, absolute."""
-        return (f"{self.folder_url}/{name}" for name in self.names)
+        return (f"{self.folder_url.rstrip('/')}/{name}" for name in self.names)
 
     def is_older(self, other: "Claim") -> bool:
         """Whether another claim is that of the same export under another config or over another pool."""

@@ -57,7 +57,7 @@ def export(run: Run, settings: ExportSettings) -> Export:
         return found
     stages = _FORMATS[settings.format].plan(run, settings)
     names = tuple(name for stage in stages for piece in stage for name in piece.names)
-    mine = Claim(address, settings.format, target.url, target.folder_url, names)
+    mine = Claim(address, settings.format, target.url, target.store.url, names)
     claims = read_claims(run.store)
     check_target(target, mine, claims, sizes)
     older = supersede(run.store, mine, claims)

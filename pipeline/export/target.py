@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 from operators.errors import WorkspaceError
@@ -24,26 +23,21 @@ class Target:
     """Where an export goes.
 
     Attributes:
-        store: the folder.
+        store: the folder; its URL is absolute, so that it is the same in every process and for every later command.
         file: the one file's name; empty for an export with a folder of its own.
     """
 
     store: Store
     file: str = ""
 
-    @cached_property
-    def folder_url(self) -> str:
-        """The folder, absolute, so that it is the same wherever the command is run."""
-        return str(self.store.filesystem.unstrip_protocol(self.store.path())).rstrip("/")
-
     @property
     def url(self) -> str:
         """The folder, or the one file, absolute."""
-        return self.url_of(self.file) if self.file else self.folder_url
+        return self.url_of(self.file) if self.file else self.store.url
 
     def url_of(self, name: str) -> str:
         """One of the files, absolute."""
-        return f"{self.folder_url}/{name}"
+        return f"{self.store.url.rstrip('/')}/{name}"
 
     def sizes(self) -> dict[str, int]:
         """What lies there: name -> bytes, hidden files aside.
@@ -72,11 +66,16 @@ class Target:
 def open_target(settings: Export) -> Target:
     """The target that a config names. Raises WorkspaceError for a file without a name."""
     if settings.format in FOLDERS:
-        return Target(Store(settings.path, settings.storage))
+        return Target(_absolute(Store(settings.path, settings.storage)))
     folder, slash, name = settings.path.rpartition("/")
     if not name:
         raise WorkspaceError(f"export path must be a file for format {settings.format}, got {settings.path}")
-    return Target(Store(folder or slash or ".", settings.storage), name)
+    return Target(_absolute(Store(folder or slash or ".", settings.storage)), name)
+
+
+def _absolute(store: Store) -> Store:
+    path = store.path().rstrip("/") or "/"
+    return Store(path if store.is_local else store.filesystem.unstrip_protocol(path), store.options)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pipeline.report.views import make_views
 from pipeline.report.views.base import Seen, settings_text
 from pipeline.run import Run
 from pipeline.steps.base import Step
-from pipeline.storage import digest
+from pipeline.storage import Store, digest
 from pipeline.summary import Summary
 
 REPORT = "report.html"
@@ -35,7 +35,8 @@ def write_report(run: Run, steps: Sequence[Step], summary: Summary) -> bool:
     address = report_digest(run, steps)
     if find_digest(run) == address:
         return False
-    views = make_views(run, steps, summary)
+    place = location(run.store)
+    views = make_views(run, steps, summary, place)
     names = ["samples", "unique_uid", *(step.title for step in steps)]
     units = [
         Unit(i, {name: run.artifacts[name].parts[i].path for name in names}) for i in range(len(run.samples.parts))
@@ -48,8 +49,8 @@ def write_report(run: Run, steps: Sequence[Step], summary: Summary) -> bool:
         progress.advance(len(units))
     sections = [view.section(Seen(seen, found)) for view, seen in zip(views, observations, strict=True)]
     report = Report(
-        title=run.store.url.rstrip("/").rpartition("/")[2] or run.store.url,
-        workspace=run.store.url,
+        title=place.rpartition("/")[2] or place,
+        workspace=place,
         digest=address,
         headlines=headlines(summary),
         stages=funnel(run, steps, summary),
@@ -65,11 +66,16 @@ def report_digest(run: Run, steps: Sequence[Step]) -> str:
     return digest(
         REPORT_VERSION,
         hashlib.sha256(asset_bytes()).hexdigest(),
-        run.store.url,
+        location(run.store),
         run.seed,
         [artifact.digest for artifact in artifacts],
         [step.model_dump(mode="json") for step in steps],
     )
+
+
+def location(store: Store) -> str:
+    """Where a workspace lies, however it was called: an absolute path or a URL."""
+    return store.path().rstrip("/") if store.is_local else store.url.rstrip("/")
 
 
 def find_digest(run: Run) -> str | None:
@@ -111,6 +117,6 @@ def funnel(run: Run, steps: Sequence[Step], summary: Summary) -> tuple[Stage, ..
         if not step.gives_score:
             artifact = run.artifacts[step.title]
             rows_in, rows_out = artifact.total("in"), artifact.total("kept")
-            note = settings_text(step) or step.step
+            note = settings_text(step) or (step.step if step.title != step.step else "")
             stages.append(Stage(step.title, note, f"step-{step.title}", rows_in, rows_out, seen))
     return tuple(stages)

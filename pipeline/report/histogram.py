@@ -45,13 +45,16 @@ class Histogram:
         )
 
 
-def histogram(values_N: NDArray[np.float64], series_N: NDArray[np.integer], num_series: int) -> Histogram:
+def histogram(
+    values_N: NDArray[np.float64], series_N: NDArray[np.integer], num_series: int, finest: int | None = None
+) -> Histogram:
     """Counts values by series; those that are not finite are left out.
 
     Args:
         values_N: float64.
         series_N: the series of each value, 0 to num_series - 1.
         num_series: S.
+        finest: the smallest exponent, where the values are not worth finer bins.
     """
     finite_N = np.isfinite(values_N)
     values_N, series_N = values_N[finite_N], series_N[finite_N]
@@ -59,6 +62,7 @@ def histogram(values_N: NDArray[np.float64], series_N: NDArray[np.integer], num_
         return Histogram(0, 0, np.zeros((num_series, 0), np.int64))
     low, high = float(values_N.min()), float(values_N.max())
     exponent = math.frexp(max(abs(low), abs(high), 2.0**-40))[1] - _FINEST
+    exponent = exponent if finest is None else max(exponent, finest)
     while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= MAX_BINS:
         exponent += 1
     bins_N = np.floor(np.ldexp(values_N, -exponent)).astype(np.int64)

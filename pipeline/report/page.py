@@ -44,24 +44,25 @@ class Example:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Thumbnails side by side."""
+    """Thumbnails side by side: ten in a row over the whole width of the page, else five."""
 
     kind: ClassVar[str] = "gallery"
     title: str
     examples: tuple[Example, ...]
     note: str = ""
     tone: Tone = "plain"
+    wide: bool = True
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of `figures`, with what it shows in words."""
+    """A drawing of `figures`, with what it shows in words. The legend is of (CSS class, label) pairs."""
 
     kind: ClassVar[str] = "chart"
     title: str
     svg: Markup
     note: str = ""
-    legend: tuple[tuple[Tone, str], ...] = ()
+    legend: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Bars:
     kind: ClassVar[str] = "bars"
     title: str
     bars: tuple[Bar, ...]
-    note: str = ""
     tone: Tone = "dropped"
+    wide: bool = True
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def read_frame(store: Store, unit: Unit, columns: Sequence[Column], seed: int) -
     found: dict[Column, pa.ChunkedArray] = {}
     for artifact in sorted({artifact for artifact, _ in columns}):
         names = [name for owner, name in columns if owner == artifact]
-        table = read_columns(store, unit.paths[artifact], names)
+        table = read_columns(store, unit.paths[artifact], sorted({name.partition(".")[0] for name in names}))
         for name in names:
             outer, _, inner = name.partition(".")
             found[artifact, name] = pc.struct_field(table[outer], inner) if inner else table[outer]

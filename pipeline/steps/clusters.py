@@ -1,8 +1,8 @@
 """Clusters of a model's image embeddings: fitted on the rows that enter a step, then every row assigned.
 
 Output columns: `cluster` int32 and `similarity` float64, the exact cosine to the cluster's centroid; null for rows
-without an embedding. Beside the parts lies `fit.npz`: `centroids_KD`, and of the final assignment `similarity_K`, the sum of
-its members' similarities, and `sizes_K`.
+without an embedding. Beside the parts lies `fit.npz`: `centroids_KD`, and of the final assignment `similarity_K`, the
+sum of its members' similarities, and `sizes_K`.
 """
 
 import functools
@@ -22,7 +22,6 @@ from pipeline.artifact import Artifact
 from pipeline.columns import embeddings, present, scatter, uid_rows
 from pipeline.kmeans import KMeansFit, KMeansSettings, fit
 from pipeline.run import Read, Run
-from pipeline.spread import balanced
 from pipeline.storage import Store
 
 CLUSTERS_VERSION = 1
@@ -55,7 +54,7 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
     if published := plan.published:
         return published
     # Every actor needs its threads at the same time.
-    groups = balanced([(unit, unit.rows) for unit in plan.units], max(1, run.workers // run.threads))
+    groups = plan.groups(max(1, run.workers // run.threads))
     with run.progress.step(f"{title}.fit", settings.iterations, unit="iterations") as progress:
         result = fit(
             plan.loaders(groups, load),

@@ -2,8 +2,8 @@
 
 Reads `samples`. Verdict reasons: `denied_uid`, `denied_url`, `denied_image`; details: `match`, the entry that matched.
 A list is a text file with one entry a line (blank lines and lines starting with `#` are skipped), or for uids also a
-DataComp subset (`.npy`, dtype `u8,u8`). An image is named by the `image_hash` of the ledger (32 hexadecimal digits) or by
-its SHA-256 (64), which is looked up in the sample's metadata field `sha256`. A URL is compared with the field `url`.
+DataComp subset (`.npy`, dtype `u8,u8`). An image is named by the `image_hash` of `samples` (32 hexadecimal digits) or
+by its SHA-256 (64), which is looked up in the metadata field `sha256`. A URL is compared with the field `url`.
 """
 
 import functools

@@ -21,7 +21,6 @@ from pipeline.artifact import Artifact
 from pipeline.columns import uid_rows
 from pipeline.run import Plan, Run, Verdicts
 from pipeline.selection import exact_cutoffs
-from pipeline.spread import balanced
 from pipeline.steps.base import Step
 from pipeline.steps.values import numbers, read_values
 
@@ -79,10 +78,10 @@ class Filter(Step):
         keep = self.keep if self.keep is not None else num_kept(self.keep_fraction or 0.0, entering)
         if keep > entering:
             raise InputError(f"{self.title}.keep must be at most the {entering} rows that enter the step, got {keep}")
-        groups = balanced([(unit, unit.rows) for unit in plan.units], run.workers)
+        groups = plan.groups(run.workers)
         loaders = plan.loaders(groups, partial(_keys, self))
         try:
-            return exact_cutoffs(loaders, np.array([keep], dtype=np.int64), run.workers)
+            return exact_cutoffs(loaders, np.array([keep], dtype=np.int64), len(groups))
         except InputError as error:
             raise InputError(
                 f"{self.title} must keep at most the rows that have a value, got {keep}: {error}"

@@ -3,9 +3,10 @@
 `dbp` gives each cluster a quota by its density and keeps its hardest members (Abbas et al. 2024, arXiv 2401.04578);
 `cluster_balanced` gives all clusters the same quota; `random` draws samples without looking at them.
 
-Reads a model's image embeddings. Verdict reasons: `over_quota`, `not_drawn` (random), `no_embedding`. Details: `cluster`,
-`distance` (1 - cosine to its centroid), `quota`, `threshold` (the distance of the cluster's last kept member); for
-`random`: `draw`, uniform in [0, 1), and `threshold`. Beside the verdicts lies `clusters.parquet`, a row a cluster.
+Reads a model's image embeddings. Verdict reasons: `over_quota`, `not_drawn` (random), `no_embedding`. Details:
+`cluster`, `distance` (1 - cosine to its centroid), `quota`, `threshold` (the distance of the cluster's last kept
+member); for `random`: `draw`, uniform in [0, 1), and `threshold`. Beside the verdicts lies `clusters.parquet`, a row a
+cluster.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -24,12 +24,11 @@ from operators.hashing import keyed_hash
 from operators.quotas import balance_floor, solve_quotas
 from operators.selection import Cutoffs, Keys, is_kept, num_kept, order_key, values_of
 from operators.uids import split_uids
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, parquet_bytes
 from pipeline.columns import present, scatter, uid_rows
 from pipeline.kmeans import KMeansSettings
 from pipeline.run import Modality, Plan, Read, Run, Verdicts
 from pipeline.selection import exact_cutoffs
-from pipeline.spread import balanced
 from pipeline.steps.base import Step, reasons
 from pipeline.steps.clusters import Fit, cluster, fit_of
 
@@ -119,9 +118,7 @@ class Prune(Step):
             return published
         table = self.quotas(fit_of(run.store, assigned.info), self.num_kept(run))
         path = f"{plan.folder}/clusters.parquet"
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        run.store.publish(path, sink.getvalue().to_pybytes())
+        run.store.publish(path, parquet_bytes(table))
         quota_K = table["quota"].to_numpy()
         keys = partial(member_keys, self.members, run.seed, self.title)
         judge = partial(judge_members, keys, self.members, _cutoffs(run, plan, keys, quota_K), quota_K)
@@ -206,5 +203,5 @@ def judge_members(
 
 
 def _cutoffs(run: Run, plan: Plan, keys: Any, quota_G: NDArray[np.int64]) -> Cutoffs:
-    groups = balanced([(unit, unit.rows) for unit in plan.units], run.workers)
-    return exact_cutoffs(plan.loaders(groups, keys), quota_G, run.workers)
+    groups = plan.groups(run.workers)
+    return exact_cutoffs(plan.loaders(groups, keys), quota_G, len(groups))

@@ -1,8 +1,8 @@
 """`python`: the user's own filter or score, a function on a batch of rows.
 
-The function takes a `pyarrow.Table` of at most `batch_rows` rows of one shard with the columns asked for, and returns one
-value a row: booleans keep or drop (`gives: verdict`, reason `python`), numbers are a score (`gives: score`, every row
-passes). It runs in the workers, once for each batch, in no particular order, so it must not depend on other batches.
+The function takes a `pyarrow.Table` of at most `batch_rows` rows of one shard with the columns asked for, and returns
+one value a row: booleans keep or drop (`gives: verdict`, reason `python`), numbers are a score (`gives: score`, every
+row passes). It runs in the workers, once for each batch, in no particular order: it must not depend on other batches.
 Columns: those of `samples` (metadata comes as JSON text) and the names of earlier score steps.
 """
 

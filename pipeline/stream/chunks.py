@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from operators.encoders.base import Preprocessor
@@ -61,7 +60,6 @@ def decode_chunk(job: Pass, row: dict[str, Any]) -> dict[str, Any]:
         the row with a payload of (start, stop, samples table or None, inputs by need, rows embedded by need, end).
         Inputs are uint8 pixels (n, H, W, 3) or int tokens (n, L).
     """
-    torch.set_num_threads(1)
     work: ShardWork = pickle.loads(row["work"])  # noqa: S301
     start, stop, samples, end = pickle.loads(row["payload"])  # noqa: S301
     needs = [need for need, _ in work.needs]
@@ -88,7 +86,7 @@ def decode_chunk(job: Pass, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _look_at(job: Pass, sample: RawSample, needs: list[Need]) -> tuple[Header | None, dict[str, Any]]:
-    """Decodes one image, once for each decoder setting; gives its header and each model's pixels, or rejects the sample."""
+    """Decodes one image once for each decoder setting: gives its header and each model's pixels, or rejects it."""
     if sample.reason is not None or not sample.image:
         return None, {}
     models = [need for need in needs if need.modality == "image"]

@@ -22,18 +22,17 @@ class EncodeChunks:
     One instance lives in each actor of the pool and loads each model once, when the first chunk asks for it.
     """
 
-    def __init__(self, job: Pass) -> None:
-        self.job = job
+    def __init__(self) -> None:
         self.encoders: dict[str, Encoder] = {}
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, batch: pa.Table, job: Pass) -> pa.Table:
         """Encodes a batch of one chunk. The payload becomes (table, counts, end): see `piece_table`."""
         (row,) = batch.to_pylist()
         work: ShardWork = pickle.loads(row["work"])  # noqa: S301 (our own object, from our own driver)
         start, stop, table, arrays, rows, counts, end = pickle.loads(row["payload"])  # noqa: S301
         columns: dict[str, tuple[pa.Field, pa.Array]] = {}
         for need, _ in work.needs:
-            encoder = self._encoder(need.model)
+            encoder = self._encoder(job, need.model)
             filled_N = np.zeros(stop - start, dtype=bool)
             values_ND = np.zeros((stop - start, encoder.dim), dtype=np.float16)
             if rows[need.name]:
@@ -46,9 +45,9 @@ class EncodeChunks:
         row["payload"] = pickle.dumps((piece_table(table, stop - start, columns), counts, end), protocol=5)
         return pa.Table.from_pylist([row], schema=batch.schema)
 
-    def _encoder(self, model: str) -> Encoder:
+    def _encoder(self, job: Pass, model: str) -> Encoder:
         if model not in self.encoders:
-            self.encoders[model] = build_encoder(self.job.models[model], threads=THREADS)
+            self.encoders[model] = build_encoder(job.models[model], threads=THREADS)
         return self.encoders[model]
 
 

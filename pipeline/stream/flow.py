@@ -91,7 +91,7 @@ def _receipts(job: Pass, works: Sequence[ShardWork], workers: int) -> Iterator[d
     if any(work.needs for work in works):
         encoded = decoded.map_batches(
             EncodeChunks,
-            fn_constructor_args=(job,),
+            fn_args=(job,),
             batch_size=1,
             batch_format="pyarrow",
             **encoder_placement(workers),
@@ -102,7 +102,7 @@ def _receipts(job: Pass, works: Sequence[ShardWork], workers: int) -> Iterator[d
 
 
 def encoder_placement(workers: int) -> dict[str, Any]:
-    """Where encoders run: one actor a GPU where there are any, else one a CPU worker, one CPU in all left to readers."""
+    """Where encoders run: an actor a GPU, or without any, one a CPU worker, with all but one CPU between them."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus:
         return {"compute": ray.data.ActorPoolStrategy(size=gpus), "num_gpus": 1}

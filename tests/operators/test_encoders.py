@@ -20,11 +20,11 @@ from timm.data import create_transform, resolve_model_data_config
 
 from operators.encoders import open_clip as clip_encoder
 from operators.encoders import timm as timm_encoder
-from operators.encoders.base import Runtime, choose_runtime
 from operators.encoders.open_clip import Architecture, OpenClipPreprocessor
 from operators.encoders.pixels import PixelsEncoder, PixelsPreprocessor
 from operators.encoders.settings import ModelSettings, OpenClipSettings, PixelsSettings, TimmSettings
 from operators.encoders.timm import TimmPreprocessor
+from operators.encoders.torch_encoder import Runtime, choose_runtime
 from operators.errors import ModelError
 from operators.images import decode
 

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pydantic import TypeAdapter
 
 from operators.edits import encode_image
 from operators.errors import InputError, WorkspaceError
+from operators.images import image_hash
 from operators.uids import derive_uid
-from pipeline.embed import make
+from pipeline.artifact import Artifact, Part, publish_part
 from pipeline.engine import Resources, engine
 from pipeline.export.run import export
 from pipeline.export.settings import Export
@@ -23,9 +25,9 @@ from pipeline.kept import load_kept
 from pipeline.pool import Pool, list_shards
 from pipeline.progress import Progress
 from pipeline.readers import read_shard
-from pipeline.run import Read, Run, Verdicts
-from pipeline.steps.unique_uid import UniqueUid
+from pipeline.run import Run
 from pipeline.storage import Store
+from pipeline.stream.work import SAMPLES_SCHEMA
 
 pytestmark = pytest.mark.ray
 
@@ -39,8 +41,6 @@ def workers():
 
 
 def picture(number, ext="png"):
-    from PIL import Image
-
     pixels = np.random.default_rng(number).integers(0, 256, (8, 8 + number, 3), dtype=np.uint8)
     return encode_image(Image.fromarray(pixels), ext, 90)
 
@@ -61,25 +61,49 @@ def sample(key, number, **metadata):
 
 
 def run_pool(folder, pool, drop=()):
-    """A run over a pool that drops some keys and scores the others by their row."""
-    drop = set(drop)
+    """What a run leaves that drops some keys and scores every sample by its row, made without running it."""
     pool = Pool.model_validate(pool)
     run = Run(Store(str(folder / "work")), pool, list_shards(pool), 0, {}, 2, 1, Progress())
-    make(run, [])
-    run.add_verdicts(UniqueUid().run(run))
-
-    def score(table):
-        return pa.table({"score": pa.array([row / 4 for row in table["row"].to_pylist()], pa.float64())})
-
-    def judge(table):
-        kept = [key not in drop for key in table["key"].to_pylist()]
-        return Verdicts(np.array(kept, bool), pa.array([None if keep else "unwanted" for keep in kept], pa.string()))
-
-    reads = [Read(run.samples, {name: name for name in ("key", "row")})]
-    run.artifacts["text"] = run.plan("text", {}, reads).map_attributes(score)
-    plan = run.plan("pick", {"drop": sorted(drop)}, reads)
-    run.add_verdicts(plan.published or plan.map_verdicts(judge))
+    tables = [describe_shard(pool, shard) for shard in run.shards]
+    kept = [pa.table({"kept": [key not in drop for key in table["key"].to_pylist()]}) for table in tables]
+    scores = [pa.table({"score": [row / 4 for row in table["row"].to_pylist()]}) for table in tables]
+    run.artifacts["samples"] = publish(run, "samples", tables)
+    run.artifacts["text"] = publish(run, "text", scores)
+    run.add_verdicts(publish(run, "pick", kept))
     return run
+
+
+def describe_shard(pool, shard):
+    *samples, _ = read_shard(pool, shard)
+    rows = []
+    for item in samples:
+        width, height = Image.open(io.BytesIO(item.image)).size
+        rows.append(
+            {
+                "uid": item.uid or derive_uid(shard.name, item.key),
+                "shard": shard.name,
+                "key": item.key,
+                "row": item.row,
+                "offset": item.offset,
+                "bytes": len(item.image),
+                "ext": item.ext,
+                "width": width,
+                "height": height,
+                "caption": item.caption,
+                "image_hash": image_hash(item.image),
+                "metadata": json.dumps(item.metadata, separators=(",", ":")) if item.metadata else None,
+            }
+        )
+    return pa.Table.from_pylist(rows, SAMPLES_SCHEMA)
+
+
+def publish(run, step, tables):
+    parts = []
+    for shard, table in zip(run.shards, tables, strict=True):
+        kept = sum(table["kept"].to_pylist()) if "kept" in table.column_names else len(table)
+        draft = Part(shard.name, shard.fingerprint, "", 0, 0, "", {"in": len(table), "kept": kept})
+        parts.append(publish_part(run.store, step, draft, [table], table.schema))
+    return Artifact(step, step, tuple(parts))
 
 
 def run_export(run, path, **settings):
@@ -241,7 +265,7 @@ def test_what_is_not_ours_is_not_touched(tmp_path):
     stranger.write_text("mine")
     with pytest.raises(WorkspaceError, match=r"export path must be new, .*out/thesis\.txt, which is not"):
         run_export(run, tmp_path / "out", format="webdataset")
-    with pytest.raises(WorkspaceError, match=r"got file://.*thesis\.txt, which is not"):
+    with pytest.raises(WorkspaceError, match=r"got /.*thesis\.txt, which is not"):
         run_export(run, stranger, format="uids")
     assert sums(tmp_path / "out") == {"thesis.txt": hashlib.sha256(b"mine").hexdigest()}
     with pytest.raises(WorkspaceError, match="must be a file, got the folder"):
@@ -250,6 +274,16 @@ def test_what_is_not_ours_is_not_touched(tmp_path):
         run_export(run, stranger, format="parquet")
     with pytest.raises(WorkspaceError, match="must be a file for format uids"):
         run_export(run, f"{tmp_path}/", format="uids")
+
+
+def test_a_relative_path_is_the_same_place(tmp_path, monkeypatch):
+    run = two_shards(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run_export(run, "out", format="webdataset")
+    run_export(run, "subset.npy", format="uids")
+    monkeypatch.undo()
+    assert run_export(run, tmp_path / "out", format="webdataset").reused
+    assert run_export(run, tmp_path / "subset.npy", format="uids").reused
 
 
 def test_two_exports_must_not_write_one_file(tmp_path):

@@ -1,5 +1,6 @@
 import io
 import tarfile
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -48,7 +49,7 @@ def test_cut_by_size(sizes, limit):
     parts = [sizes[i:j] for i, j in zip([0, *cuts], [*cuts, len(sizes)], strict=True)]
     assert all(sum(part) <= limit or len(part) == 1 for part in parts)
     # Greedy: the first sample of a part did not fit into the one before.
-    assert all(sum(part) + after[0] > limit for part, after in zip(parts, parts[1:], strict=False))
+    assert all(sum(part) + after[0] > limit for part, after in pairwise(parts))
 
 
 def test_spans_by_hand():
@@ -76,7 +77,8 @@ def test_members_have_no_time_and_no_owner():
     packed = pack_member("000000000000.jpg", b"abc")
     assert len(packed) == packed_bytes(3) == 1024
     assert packed[257:265] == b"ustar\x0000"
-    (member,) = tarfile.open(fileobj=io.BytesIO(packed + END))
+    with tarfile.open(fileobj=io.BytesIO(packed + END)) as tar:
+        (member,) = tar
     assert (member.mtime, member.uid, member.gid, member.uname, member.mode) == (0, 0, 0, "", 0o644)
 
 

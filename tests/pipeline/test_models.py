@@ -1,7 +1,10 @@
 import json
 import logging
 import pickle
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -19,8 +22,10 @@ import timm
 from operators.encoders.pixels import PixelsEncoder
 from operators.encoders.settings import Normalization, OpenClipSettings, PixelsSettings, TimmSettings
 from operators.errors import ModelError
-from pipeline import models, weights
-from pipeline.models import build_encoder, build_preprocessor, check_model, load_weights, model_identity
+from pipeline import weights
+from pipeline.models import build_encoder, build_preprocessor, check_model, model_identity
+from pipeline.models import open_clip as clip_models
+from pipeline.models import timm as timm_models
 
 TINY = {
     "embed_dim": 8,
@@ -131,7 +136,7 @@ def test_timm_weights_are_read_from_a_file(tmp_path):
     model = timm.create_model("test_vit", pretrained=False)
     save_file(model.state_dict(), tmp_path / "vit.safetensors")
     check_model(vit(tmp_path / "vit.safetensors"))
-    state = load_weights(vit(tmp_path / "vit.safetensors"))
+    state = timm_models.load_weights(vit(tmp_path / "vit.safetensors"))
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert build_encoder(vit(tmp_path / "vit.safetensors"), device="cpu").dim == model.num_features
 
@@ -238,14 +243,14 @@ def test_hub_names_and_hub_weights_go_together(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(models, "download_pretrained_from_hf", offline)
-    monkeypatch.setattr(models, "load_state_dict_from_hf", offline)
+    monkeypatch.setattr(clip_models, "download_pretrained_from_hf", offline)
+    monkeypatch.setattr(timm_models, "load_state_dict_from_hf", offline)
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
     with pytest.raises(ModelError, match="got no route to host"):
         check_model(clip("hf-hub:owner/repo", "hub"))
     for settings in (vit("hub"), clip("ViT-B-32", "laion2b_s34b_b79k")):
         with pytest.raises(ModelError, match=r"must be downloadable, or be a local path; got no route to host"):
-            load_weights(settings)
+            build_encoder(settings, device="cpu")
 
 
 # The whole, against the libraries
@@ -287,6 +292,42 @@ def test_preprocessors_travel_between_processes(config, library):
 
 def test_pixels_need_nothing():
     assert isinstance(build_encoder(PixelsSettings(library="pixels")), PixelsEncoder)
+
+
+# Imports
+
+USE = """
+import numpy as np
+from PIL import Image
+from operators.encoders.settings import PixelsSettings, TimmSettings
+from pipeline.models import build_encoder, build_preprocessor, check_model, model_identity
+settings = {settings}
+check_model(settings)
+model_identity(settings)
+rows = build_preprocessor(settings).image(Image.new("RGB", (9, 9)))[None]
+assert len(build_encoder(settings, device="cpu").encode_images(rows)) == 1
+"""
+
+
+def model_libraries_loaded_by(code):
+    """The model libraries in a fresh process that has run some code."""
+    watched = {"torch", "torchvision", "timm", "open_clip"}
+    probe = f"{code}\nimport sys\nprint(*{watched} & sys.modules.keys())"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", probe], cwd=root, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_workers_import_no_model_library_until_a_model_needs_it():
+    modules = "pipeline.models, pipeline.stream.chunks, pipeline.stream.encode, pipeline.stream.finalise"
+    assert model_libraries_loaded_by(f"import {modules}") == set()
+
+
+def test_a_model_imports_its_own_library_only():
+    pixels = USE.format(settings="PixelsSettings(library='pixels')")
+    assert model_libraries_loaded_by(pixels) == set()
+    vit = USE.format(settings="TimmSettings(library='timm', name='test_vit', weights='random')")
+    assert model_libraries_loaded_by(vit) == {"torch", "torchvision", "timm"}
 
 
 # Identity

@@ -20,8 +20,8 @@ _OWN_VIEWS = {"filter": make_filter, "prune": make_prune}
 """Kinds of steps with more to show than their reasons."""
 
 
-def make_views(run: Run, steps: Sequence[Step], summary: Summary) -> list[View]:
-    """The views of a run, in the order of the page."""
+def make_views(run: Run, steps: Sequence[Step], summary: Summary, place: str) -> list[View]:
+    """The views of a run in the workspace at `place`, in the order of the page."""
     last = next((step.title for step in reversed(steps) if not step.gives_score), "unique_uid")
     filtered = {score for step in steps for score in step.scores()}
     views: list[View] = [Glance(last), make_rejects(summary)]
@@ -30,4 +30,4 @@ def make_views(run: Run, steps: Sequence[Step], summary: Summary) -> list[View]:
             views.append(_OWN_VIEWS.get(step.step, make_verdicts)(run, step))
         elif step.title not in filtered:  # a filter shows the score that it reads
             views.append(Scores(step.title))
-    return [*views, Distributions(last), Further(run.store.url)]
+    return [*views, Distributions(last), Further(place)]

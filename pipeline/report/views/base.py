@@ -44,7 +44,7 @@ class Seen:
 class View(ABC):
     """One section of the report. A small frozen dataclass: it travels to the workers."""
 
-    shown: ClassVar[int] = 12
+    shown: ClassVar[int] = 10
     """Samples of a group at most."""
 
     @property
@@ -76,15 +76,19 @@ def show(found: Found, artifact: str = "", badge: str = "") -> Example:
         image=small.uri if small else "",
         width=small.width if small else 0,
         height=small.height if small else 0,
-        badge=number(own[badge]) if own.get(badge) is not None else "",
+        badge=_badge(own.get(badge)),
         facts=tuple(facts),
     )
+
+
+def _badge(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else number(value)
 
 
 def settings_text(step: Step) -> str:
     """The settings that are not the default, in words: `score alignment, keep_fraction 0.15`."""
     chosen = step.model_dump(mode="json", exclude={"step", "name"}, exclude_defaults=True)
-    return ", ".join(f"{name} {_value_text(value)}" for name, value in chosen.items())
+    return ", ".join(f"{name}\N{NO-BREAK SPACE}{_value_text(value)}" for name, value in chosen.items())
 
 
 def _value_text(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.report.figures import FATES, Mark, draw_histogram
 from pipeline.report.histogram import histogram
-from pipeline.report.page import Block, Chart, Gallery, number
+from pipeline.report.page import Block, Chart, Gallery, Group, number
 from pipeline.report.scan import Column, Frame, Observation
 from pipeline.report.views.base import Seen
 from pipeline.report.views.verdicts import Verdicts, step_facts
@@ -54,11 +54,16 @@ class Filtered(Verdicts):
             marks = [Mark(value, f"threshold {number(value)}") for value in self.thresholds]
             chart = draw_histogram(counts, FATES, self.value, marks)
             blocks.append(Chart(f"Samples by {self.value}", chart, legend=FATES))
-        if self.facts.reasons:
+        galleries = tuple(
+            Gallery(f"Just {name}", examples, tone=tone)
+            for group, (tone, name) in zip(_BORDER, FATES, strict=True)
+            if (examples := seen.examples(group, self.title, "value"))
+        )
+        if galleries:
+            note = "The samples nearest to it. If these look wrong, so is the threshold."
+            blocks.append(Group(f"{self.title}-border", "On both sides of the threshold", note, galleries))
+        if len(self.facts.reasons) > 1:
             blocks.append(self.reason_bars())
-        for group, (tone, name) in zip(_BORDER, FATES, strict=True):
-            if examples := seen.examples(group, self.title, "value"):
-                blocks.append(Gallery(f"Just {name}", examples, "The nearest to the threshold.", tone))
         return blocks
 
 

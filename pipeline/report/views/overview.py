@@ -7,15 +7,17 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.report.figures import draw_histogram
-from pipeline.report.histogram import Histogram, histogram
+from pipeline.report.histogram import histogram
 from pipeline.report.page import Block, Chart, Command, Gallery, Section, Tone
 from pipeline.report.scan import Column, Frame, Observation
 from pipeline.report.views.base import Seen, View
 
 _FATES = ("kept", "dropped")
+_FINEST = -2
+"""Bins of a quarter of an octave: pixels and characters are whole numbers."""
+
 _SIDE, _CAPTION = "smaller side of the image, pixels", "length of the caption, characters"
 
 
@@ -65,7 +67,12 @@ class Distributions(View):
         length_N = pc.fill_null(pc.utf8_length(frame["samples", "caption"]), 0).to_numpy().astype(np.float64)
         fate_N = (~kept_N).astype(np.int64)
         with np.errstate(divide="ignore"):
-            return Observation({_SIDE: _octaves(side_N, fate_N), _CAPTION: _octaves(length_N, fate_N)})
+            return Observation(
+                {
+                    _SIDE: histogram(np.log2(side_N), fate_N, 2, _FINEST),
+                    _CAPTION: histogram(np.log2(length_N), fate_N, 2, _FINEST),
+                }
+            )
 
     def section(self, seen: Seen) -> Section | None:
         """Two histograms."""
@@ -90,14 +97,12 @@ class Further(View):
         place = shlex.quote(self.workspace)
         blocks = (
             Command(f"winnow why {place} UID", "What happened to one sample. The uid is on its card above."),
-            Command(f"winnow export {place}", "Writes what was kept once more, in any of the export formats."),
+            Command(
+                f"winnow export {place} --format webdataset --to PATH",
+                "What was kept, written once more with the original bytes.",
+            ),
         )
         intro = (
             "Every sample of the pool has one row in the ledger: its verdict, the reason, and the numbers behind it."
         )
         return Section("further", "Look further", intro, blocks)
-
-
-def _octaves(values_N: NDArray[np.float64], series_N: NDArray[np.int64]) -> Histogram:
-    # Quarters of an octave at the finest: pixels and characters are whole numbers.
-    return histogram(np.round(4 * np.log2(values_N)) / 4, series_N, 2)

@@ -43,7 +43,7 @@ class Pruned(Verdicts):
         pictured: ids of the clusters with galleries, in order.
     """
 
-    shown: ClassVar[int] = 8
+    shown: ClassVar[int] = 10
 
     num_clusters: int
     rows: tuple[dict[str, Any], ...]
@@ -88,8 +88,11 @@ class Pruned(Verdicts):
             for row in self.rows
         ]
         svg = draw_scatter(points, "d_intra: spread inside", "d_inter: distance to neighbours")
-        note = "Each circle is a cluster, its area the size. The greener, the more of it was kept; amber lost most."
-        return Chart("Clusters by spread and distance", svg, note)
+        legend = tuple(
+            (f"share-{i}", label)
+            for i, label in enumerate(("0–20 % kept", "20–40 %", "40–60 %", "60–80 %", "80–100 %"))
+        )
+        return Chart("Clusters by spread and distance", svg, "Each circle is a cluster, its area the size.", legend)
 
     def _table(self) -> Table:
         cut = f"The {number(len(self.rows))} largest of " if self.num_clusters > len(self.rows) else ""

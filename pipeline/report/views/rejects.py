@@ -37,7 +37,7 @@ _DAMAGES = {
 class Rejects(Verdicts):
     """What `unique_uid` turned away; `damaged` is shard -> its reason and message."""
 
-    shown: ClassVar[int] = 6
+    shown: ClassVar[int] = 5
 
     damaged: Mapping[str, Mapping[str, str]]
 
@@ -48,7 +48,7 @@ class Rejects(Verdicts):
         blocks: list[Block] = [self.reason_bars()] if self.facts.reasons else []
         blocks += [self._damaged_table()] if self.damaged else []
         blocks += [
-            Gallery(reason, examples, _MEANINGS.get(Reason(reason), ""), "rejected")
+            Gallery(reason, examples, _MEANINGS.get(Reason(reason), ""), "rejected", wide=False)
             for reason in self.facts.reasons
             if (examples := seen.examples(reason, self.title))
         ]

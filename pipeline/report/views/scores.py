@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.report.figures import draw_histogram
 from pipeline.report.histogram import histogram
-from pipeline.report.page import Block, Chart, Gallery, Section, number
+from pipeline.report.page import Block, Chart, Gallery, Group, Section, number
 from pipeline.report.scan import Column, Frame, Observation
 from pipeline.report.views.base import Seen, View
 
@@ -43,6 +43,7 @@ class Scores(View):
         blocks: list[Block] = [
             Chart(f"Samples by {self.title}", draw_histogram(counts, [("kept", "samples")], self.title))
         ]
-        blocks += [Gallery(f"The {end}", seen.examples(end, self.title, "score")) for end in _ENDS]
+        ends = tuple(Gallery(f"The {end}", seen.examples(end, self.title, "score")) for end in _ENDS)
+        blocks.append(Group(f"{self.title}-ends", "Both ends", "", ends))
         intro = f"{number(counts.total)} samples have this score. No filter reads it."
         return Section(f"step-{self.title}", f"Score: {self.title}", intro, tuple(blocks), label=self.title)

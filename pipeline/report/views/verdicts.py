@@ -68,7 +68,7 @@ class StepFacts:
 class Verdicts(View):
     """What one step did."""
 
-    shown: ClassVar[int] = 12
+    shown: ClassVar[int] = 10
 
     facts: StepFacts
 
@@ -100,8 +100,8 @@ class Verdicts(View):
         return Section(f"step-{self.title}", self.facts.heading, intro, tuple(blocks), label=self.title)
 
     def details(self, seen: Seen) -> Sequence[Block]:
-        """What the kind of step has to show of itself; here the reasons."""
-        return [self.reason_bars()] if self.facts.reasons else []
+        """What the kind of step has to show of itself; here the reasons, where there are several."""
+        return [self.reason_bars()] if len(self.facts.reasons) > 1 else []
 
     def dropped(self, seen: Seen) -> Sequence[Block]:
         """Examples of what was dropped, by reason."""

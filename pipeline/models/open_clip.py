@@ -1,0 +1,126 @@
+"""Models of open_clip: an architecture by name, JSON file, export folder or hub, and weights from as many places."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from operators import torchvision_ops  # noqa: F401
+
+# isort: split
+import open_clip
+from open_clip.pretrained import download_pretrained_from_hf
+
+from operators.encoders import open_clip as towers
+from operators.encoders.base import Device
+from operators.encoders.open_clip import Architecture, OpenClipPreprocessor
+from operators.encoders.settings import OpenClipSettings
+from operators.encoders.torch_encoder import TorchEncoder, choose_runtime
+from operators.errors import ModelError
+from pipeline import weights as weight_files
+from pipeline.models.weighted import Origin, check_file, check_name, downloading, identity_of, origin_of, read_file
+
+_HUB_PREFIX = "hf-hub:"
+_log = logging.getLogger(__name__)
+
+
+def check(settings: OpenClipSettings) -> None:
+    """Raises ModelError where the name, the architecture or the weight file cannot be."""
+    build_preprocessor(settings)
+    if _origin(settings) == "file":
+        check_file(settings.weights)
+
+
+def build_preprocessor(settings: OpenClipSettings) -> OpenClipPreprocessor:
+    """The half without weights."""
+    return OpenClipPreprocessor(_architecture(settings), settings.decode)
+
+
+def build_encoder(settings: OpenClipSettings, *, device: Device, threads: int) -> TorchEncoder:
+    """The half with weights."""
+    runtime = choose_runtime(settings.precision, settings.batch_size, device, threads)
+    return towers.build_encoder(_architecture(settings), load_weights(settings), runtime, seed=settings.seed)
+
+
+def load_weights(settings: OpenClipSettings) -> dict[str, Tensor] | None:
+    """The state dict that the settings name, None for random weights.
+
+    Raises:
+        ModelError: there is none, it cannot be reached, or it is not plain tensors.
+    """
+    origin = _origin(settings)
+    if origin == "random":
+        return None
+    if origin == "file":
+        return read_file(settings.weights)
+    with downloading(settings):
+        if origin == "hub":
+            path = download_pretrained_from_hf(settings.name.removeprefix(_HUB_PREFIX))
+        else:
+            path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(settings.name, settings.weights))
+    return weight_files.read_state_dict(Path(path))
+
+
+def identity(settings: OpenClipSettings) -> dict[str, Any]:
+    """All that an embedding depends on: the architecture is named by what it says, not by where it was found."""
+    found = identity_of(settings, _origin(settings))
+    architecture = _architecture(settings)
+    found["name"] = {"model": architecture.model_cfg, "preprocess": architecture.preprocess_cfg}
+    del found["preprocess"]
+    return found
+
+
+def _origin(settings: OpenClipSettings) -> Origin:
+    if settings.name.startswith(_HUB_PREFIX) != (settings.weights == "hub"):
+        message = f"weights must be hub exactly where name starts with {_HUB_PREFIX}"
+        raise ModelError(f"{message}, got {settings.weights!r} and {settings.name!r}")
+    return origin_of(settings.weights, is_tag=open_clip.is_pretrained_cfg(settings.name, settings.weights))
+
+
+def _architecture(settings: OpenClipSettings) -> Architecture:
+    """What the name says, unless the weights are an export folder that says it itself; then `preprocess` on top."""
+    origin = _origin(settings)
+    tag = open_clip.get_pretrained_cfg(settings.name, settings.weights) if origin == "tag" else {}
+    config = _named_config(settings, origin)
+    exported = weight_files.find_weights(settings.weights).config if origin == "file" else None
+    weights_cfg = tag if exported is None else _checked(exported, settings.weights)["model_cfg"]
+    if weights_cfg.get("quick_gelu") and not config["model_cfg"].get("quick_gelu"):
+        message = f"name must be {settings.name}-quickgelu for weights {settings.weights!r}, got {settings.name!r}"
+        raise ModelError(f"{message}: they were trained with QuickGELU")
+    config = exported or config
+    return Architecture(
+        name=settings.name,
+        model_cfg=config["model_cfg"],
+        preprocess_cfg={
+            **config.get("preprocess_cfg", {}),
+            **{key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag},
+            **settings.preprocess.model_dump(exclude_none=True),
+        },
+    )
+
+
+def _named_config(settings: OpenClipSettings, origin: Origin) -> dict[str, Any]:
+    """An open_clip config, `{model_cfg, preprocess_cfg}`, from the library, a JSON file or the hub."""
+    name = settings.name
+    if origin == "hub":
+        with downloading(settings):
+            path = download_pretrained_from_hf(name.removeprefix(_HUB_PREFIX), filename=weight_files.CONFIG_NAME)
+        return _checked(weight_files.read_json(path), name)
+    if name.endswith(".json"):
+        return _checked(weight_files.read_json(name), name)
+    check_name(name, open_clip.list_models())
+    config = {"model_cfg": open_clip.get_model_config(name)}
+    looks_quick = any(maker in settings.weights.lower() for maker in ("dfn", "openai"))
+    if origin == "file" and looks_quick and not config["model_cfg"].get("quick_gelu"):
+        _log.warning("weights %s look like OpenAI's or DFN's, which need %s-quickgelu", settings.weights, name)
+    return config
+
+
+def _checked(config: Any, source: str) -> dict[str, Any]:
+    """Accepts both of open_clip's forms: a bare model config, and one beside its image transform."""
+    whole: dict[str, Any] = config if isinstance(config, dict) and "model_cfg" in config else {"model_cfg": config}
+    keys = whole["model_cfg"] if isinstance(whole["model_cfg"], dict) else {}
+    if not {"embed_dim", "vision_cfg", "text_cfg"} <= keys.keys():
+        raise ModelError(f"model config must have embed_dim, vision_cfg and text_cfg, got {sorted(keys)} in {source}")
+    return whole
