@@ -2,8 +2,8 @@
 
     winnow report WORKSPACE [--workers N] [--address ADDRESS]
 
-`winnow curate` writes it by itself; this is for a run that did not, or for a page that an older version wrote. Prints the
-path of report.html. --address joins a running Ray cluster (so does RAY_ADDRESS).
+`winnow curate` writes it by itself; this is for a run that did not, or for a page that an older version wrote. Prints
+the path of report.html. --address joins a running Ray cluster (so does RAY_ADDRESS).
 """
 
 import argparse

@@ -27,8 +27,8 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
-MAX_COUNTERS = 1 << 22
-"""Counters of one round, all groups together: 32 MB as int64."""
+MAX_COUNTERS = 1 << 20
+"""Counters of one round, all groups together: 8 MB as int64."""
 
 _TOP = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _SIGN = np.uint64(1 << 63)

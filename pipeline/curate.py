@@ -7,7 +7,7 @@ from pipeline.curation import Curation
 from pipeline.embed import make
 from pipeline.engine import engine
 from pipeline.export.run import export
-from pipeline.ledger import write_ledger
+from pipeline.ledger_writer import write_ledger
 from pipeline.limits import check_limits
 from pipeline.models import check_model
 from pipeline.pool import Shard, check_source, list_shards

@@ -1,5 +1,6 @@
 """The config of `winnow curate`, and what can be checked of it without reading the pool."""
 
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -46,8 +47,9 @@ class Curation(BaseModel):
 
     @property
     def store(self) -> Store:
-        """The workspace."""
-        return Store(self.workspace, self.storage)
+        """The workspace. A local one is made absolute: workers of a cluster may run in other folders."""
+        is_local = "://" not in self.workspace
+        return Store(str(Path(self.workspace).absolute()) if is_local else self.workspace, self.storage)
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
@@ -67,6 +69,10 @@ class Curation(BaseModel):
                     )
             if step.gives_score:
                 scores.add(step.title)
+        targets = [(export.format, export.path) for export in self.export]
+        for i, target in enumerate(targets):
+            if target in targets[:i]:
+                raise KeyProblem(("export", i, "path"), f"must not be written twice in one format, got {target[1]!r}")
         return self
 
     def _check_models(self, i: int, step: Step) -> None:

@@ -59,6 +59,7 @@ def make(run: Run, needs: Sequence[tuple[str, Modality]]) -> None:
     seconds = round(time.monotonic() - started, 3)
     for target, artifact, parts in zip(targets, published, made, strict=True):
         run.artifacts[target.name] = artifact or _publish(run, target, parts, seconds)
+        seconds = seconds if artifact else 0.0  # one pass, counted once
     for need in wanted:
         run.embeddings[need.model, need.modality] = run.artifacts[need.name]
 

@@ -20,7 +20,12 @@ class _Export(BaseModel):
 
 
 class WebdatasetExport(_Export):
-    """A folder of tars with the original bytes, in DataComp's resharded layout."""
+    """A folder of tars with the original bytes, in DataComp's resharded layout.
+
+    Attributes:
+        max_samples_per_shard: every tar has this many, but for the last and those that would be too large.
+        max_shard_bytes: size of a tar, kept to unless a single sample is larger.
+    """
 
     format: Literal["webdataset"]
     max_samples_per_shard: int = Field(default=10_000, ge=1)
@@ -40,7 +45,7 @@ class UidsExport(_Export):
 
 
 class KeysExport(_Export):
-    """The kept keys of every shard, for a webdataset loader that filters while loading."""
+    """The kept keys of every shard in one Parquet file, for a webdataset loader that filters while loading."""
 
     format: Literal["keys"]
 

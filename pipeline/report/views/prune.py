@@ -92,7 +92,12 @@ class Pruned(Verdicts):
             (f"share-{i}", label)
             for i, label in enumerate(("0–20 % kept", "20–40 %", "40–60 %", "60–80 %", "80–100 %"))
         )
-        return Chart("Clusters by spread and distance", svg, "Each circle is a cluster, its area the size.", legend)
+        return Chart(
+            "Clusters by spread and distance",
+            svg,
+            "Each circle is a cluster: its area the size, its colour the share that was kept.",
+            legend,
+        )
 
     def _table(self) -> Table:
         cut = f"The {number(len(self.rows))} largest of " if self.num_clusters > len(self.rows) else ""
