@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from operators.errors import ModelError
 from pipeline.artifact import Artifact
 from pipeline.curation import Curation
 from pipeline.embed import make
 from pipeline.engine import engine
 from pipeline.export.run import export
+from pipeline.export.target import open_target
 from pipeline.ledger_writer import write_ledger
 from pipeline.limits import check_limits
 from pipeline.models import check_model
@@ -21,7 +23,7 @@ from pipeline.summary import Summary, summarise, write_summary
 
 
 def check(config: Curation) -> list[Shard]:
-    """Checks what can be known before any work: paths, columns, weights, lists, functions, the workspace.
+    """Checks what can be known before any work: paths, columns, weights, lists, functions, where things are written.
 
     Returns:
         the pool's shards, sorted by name.
@@ -32,11 +34,16 @@ def check(config: Curation) -> list[Shard]:
     shards = list_shards(config.pool)
     for index, source in enumerate(config.pool.sources):
         check_source(source, [shard for shard in shards if shard.source == index])
-    for settings in config.models.values():
-        check_model(settings)
+    for name, settings in config.models.items():
+        try:
+            check_model(settings)
+        except ModelError as error:
+            raise ModelError(f"models.{name}: {error}") from error
     for step in config.steps:
         step.check()
     config.store.check_writable()
+    for target in config.export:
+        open_target(target).store.check_writable()
     return shards
 
 

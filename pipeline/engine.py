@@ -40,9 +40,9 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
     if not joined:
         _connect(resources, address or os.environ.get("RAY_ADDRESS"))
     try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        # Progress is shown by the jobs themselves; Ray Data would draw its own bars and log that it does not.
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         yield min(resources.workers or cpus, cpus)
     finally:
@@ -60,6 +60,8 @@ def _connect(resources: Resources, address: str | None) -> None:
     # Workers inherit the environment of the process that starts Ray: what is importable here is importable there.
     paths = [str(Path.cwd()), *filter(None, sys.path)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    # Ray's core logs every actor pool of Ray Data as an error: its arguments lie in the object store, as they should.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(
         num_cpus=resources.workers or os.cpu_count(),
         object_store_memory=resources.object_store_bytes,

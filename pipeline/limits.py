@@ -20,14 +20,15 @@ def check_limits(pool: Pool, samples: Artifact, unique: Artifact) -> None:
         InputError: the pool has no sample at all.
     """
     damaged = [part for part in samples.parts if part.notes.get("damage")]
+    worst = "; ".join(f"{part.shard} {part.notes['damage']}: {part.notes['message']}" for part in damaged[:_WORST])
     if len(damaged) > max(1, pool.max_damaged_fraction * len(samples.parts)):
-        worst = "; ".join(f"{part.shard} {part.notes['damage']}: {part.notes['message']}" for part in damaged[:_WORST])
         raise LimitExceeded(
             f"at most {pool.max_damaged_fraction:.2%} of the {len(samples.parts)} shards may be damaged "
             f"(pool.max_damaged_fraction), got {len(damaged)}: {worst}"
         )
     if samples.rows == 0:
-        raise InputError(f"the pool must have at least one sample, got none in {len(samples.parts)} shards")
+        why = f" ({worst})" if damaged else ""
+        raise InputError(f"the pool must have at least one sample, got none in {len(samples.parts)} shards{why}")
     rejected = sum(map(_rejected, unique.parts))
     if rejected > pool.max_reject_fraction * samples.rows:
         ranked = sorted(unique.parts, key=lambda part: (-_rejected(part), part.shard))

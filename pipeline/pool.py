@@ -126,7 +126,7 @@ class Pool(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[Source, ...]
     max_pixels: int = Field(default=100_000_000, ge=1)
     max_member_bytes: int = Field(default=64 * 2**20, ge=1)
     max_reject_fraction: float = Field(default=0.05, ge=0, le=1)
@@ -148,6 +148,14 @@ class Pool(BaseModel):
                 return data  # an unknown key, which `extra` reports better
             raise ValueError(f"sources must not be mixed with the keys of a single source, got also {', '.join(own)}")
         return {key: value for key, value in data.items() if key in cls.model_fields} | {"sources": [inline]}
+
+    @field_validator("sources")
+    @classmethod
+    def _check_sources(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        # Not `min_length`: pydantic would count a source with a problem of its own as missing, too.
+        if not sources:
+            raise ValueError("must have at least one source")
+        return sources
 
 
 @dataclass(frozen=True, slots=True)

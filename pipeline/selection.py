@@ -5,7 +5,7 @@ Each actor holds the keys of its part of the rows (28 bytes a row, 1.5 times tha
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -69,12 +69,22 @@ def exact_cutoffs(loaders: Sequence[Loader], quotas_G: NDArray[np.int64], num_ac
 
 
 class KeyHolder:
-    """The actor: the keys of some parts, and those of them that are still undecided."""
+    """The actor: the keys of some parts, and those of them that are still undecided.
+
+    Loads at its first task, so a loader's error arrives as that error.
+    """
 
     def __init__(self, loaders: Sequence[Loader], num_groups: int) -> None:
+        self._loaders = loaders
         self._num_groups = num_groups
-        self._blocks = [block for load in loaders for block in _split(Keys(*load()))]
-        self._undecided = list(self._blocks)
+
+    @cached_property
+    def _blocks(self) -> list[Keys]:
+        return [block for load in self._loaders for block in _split(Keys(*load()))]
+
+    @cached_property
+    def _undecided(self) -> list[Keys]:
+        return list(self._blocks)
 
     def summarise(self) -> Summary:
         """The summary of this actor's rows."""

@@ -139,8 +139,13 @@ class Store:
     def check_writable(self) -> None:
         """Raises WorkspaceError unless a file can be written into and removed from the root."""
         probe = f".probe-{uuid.uuid4().hex}"
-        self.replace(probe, b"winnow")
-        self.remove(probe)
+        try:
+            self.replace(probe, b"winnow")
+            self.remove(probe)
+        except WorkspaceError:
+            raise
+        except Exception as error:  # each store has its own family of errors: credentials, endpoints, buckets, options
+            raise WorkspaceError(f"{_writable(self.url)}, got: {type(error).__name__}: {error}") from error
 
     def _create_remote(self, name: str, data: bytes) -> bool:
         try:
@@ -175,8 +180,12 @@ def explain_write_errors(url: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _UNWRITABLE:
-            raise WorkspaceError(f"{url} must be a folder that can be written to, got: {error.strerror}") from error
+            raise WorkspaceError(f"{_writable(url)}, got: {error.strerror}") from error
         raise
+
+
+def _writable(url: str) -> str:
+    return f"{url} must be a folder that can be written to"
 
 
 def _link(scratch: Path, target: Path) -> bool:

@@ -216,16 +216,18 @@ def asset_bytes() -> bytes:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share in words: `12.5 %`, `0.04 %`, `100 %`, and `<0.01 %` for what would round to nothing."""
-    if not whole or not part:
-        return "0 %"
-    share = 100 * part / whole
-    if share < 0.01:
-        return "<0.01 %"
-    if share < 1:
-        return f"{share:.2f} %"
-    # 99.97 % must not read as everything.
-    return f"{min(share, 99.9):.1f} %" if share < 100 else "100 %"
+    """A share in words, never broken over two lines: `12.5 %`, `0.04 %`, `<0.01 %`, and `100 %` only for the whole."""
+    share = 100 * part / whole if whole else 0.0
+    match share:
+        case 0 | 100:
+            text = f"{share:.0f}"
+        case _ if share < 0.01:
+            text = "<0.01"
+        case _ if share < 1:
+            text = f"{share:.2f}"
+        case _:
+            text = f"{min(share, 99.9):.1f}"
+    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def number(value: float | str | bool | None) -> str:

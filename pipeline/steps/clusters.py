@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.certified import assign
+from operators.errors import InputError
 from operators.uids import split_uids
 from pipeline.artifact import Artifact
 from pipeline.columns import embeddings, present, scatter, uid_rows
@@ -53,6 +54,10 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
     plan = run.plan(f"{title}.clusters", identity, reads, reduces=True)
     if published := plan.published:
         return published
+    if settings.clusters > run.num_entering:
+        raise InputError(
+            f"{title}.clusters must be at most the {run.num_entering} rows that enter the step, got {settings.clusters}"
+        )
     # Every actor needs its threads at the same time.
     groups = plan.groups(max(1, run.workers // run.threads))
     with run.progress.step(f"{title}.fit", settings.iterations, unit="iterations") as progress:

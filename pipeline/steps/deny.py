@@ -69,9 +69,7 @@ class Deny(Step):
 
 def judge(settings: Deny, table: pa.Table) -> Verdicts:
     """Drops the rows that a list names; the uid list speaks first, then URLs, then images."""
-    uids = read_uids(settings.uids) if settings.uids else frozenset()
-    urls = read_lines(settings.urls) if settings.urls else frozenset()
-    hashes = read_lines(settings.image_hashes) if settings.image_hashes else frozenset()
+    uids, urls, hashes = lists
     whys: list[str | None] = []
     matches: list[str | None] = []
     for uid, image_hash, metadata in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):

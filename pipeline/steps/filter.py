@@ -22,7 +22,7 @@ from pipeline.columns import uid_rows
 from pipeline.run import Plan, Run, Verdicts
 from pipeline.selection import exact_cutoffs
 from pipeline.steps.base import Step
-from pipeline.steps.values import numbers, read_values
+from pipeline.steps.values import SAMPLE_COLUMNS, numbers, read_values
 
 
 class Filter(Step):
@@ -65,10 +65,11 @@ class Filter(Step):
         reads = read_values(run, self.score, self.column)
         ranked = self.keep_fraction is not None or self.keep is not None
         plan = run.plan(self.title, self.identity(run), reads, reduces=ranked)
-        if published := plan.published:
-            return published
+        published = plan.published
         if not ranked:
-            return plan.map_verdicts(partial(judge_range, self))
+            return self._with_values(published or plan.map_verdicts(partial(judge_range, self)))
+        if published:
+            return published
         cutoffs = self._cutoffs(run, plan)
         threshold = float(cutoff_value(cutoffs, self.best == "highest")[0])
         return plan.map_verdicts(partial(judge_rank, self, cutoffs), info={"threshold": _json_number(threshold)})
@@ -83,9 +84,19 @@ class Filter(Step):
         try:
             return exact_cutoffs(loaders, np.array([keep], dtype=np.int64), len(groups))
         except InputError as error:
-            raise InputError(
-                f"{self.title} must keep at most the rows that have a value, got {keep}: {error}"
-            ) from error
+            raise InputError(f"{self.title} must keep at most the rows with {self._value}, got {keep}: {error}") from error
+
+    def _with_values(self, artifact: Artifact) -> Artifact:
+        """Refuses verdicts that come of a misspelt column. Raises InputError where rows entered and none has a value."""
+        if 0 < artifact.total("in") == artifact.totals("dropped").get("no_value"):
+            raise InputError(f"{self.title} must find {self._value} in some row, got none in {artifact.total('in')} rows")
+        return artifact
+
+    @property
+    def _value(self) -> str:
+        if self.score is not None or self.column in SAMPLE_COLUMNS:
+            return f"a value of {self.score or self.column!r}"
+        return f"the metadata field {self.column!r}"
 
 
 def judge_range(settings: Filter, table: pa.Table) -> Verdicts:

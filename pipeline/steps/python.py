@@ -3,14 +3,18 @@
 The function takes a `pyarrow.Table` of at most `batch_rows` rows of one shard with the columns asked for, and returns
 one value a row: booleans keep or drop (`gives: verdict`, reason `python`), numbers are a score (`gives: score`, every
 row passes). It runs in the workers, once for each batch, in no particular order: it must not depend on other batches.
+Its module is found as Python finds modules, and in the working folder.
 Columns: those of `samples` (metadata comes as JSON text) and the names of earlier score steps.
 """
 
 import hashlib
 import importlib
 import inspect
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from operators.errors import ConfigError
+from operators.errors import ConfigError, InputError
 from pipeline.artifact import Artifact
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step, reasons
@@ -56,9 +60,7 @@ class Python(Step):
 
     def identity(self, run: Run) -> dict[str, Any]:
         """Covers the source of the function's module, so that an edited function is a new step."""
-        module = inspect.getmodule(load_function(self.function))
-        source = inspect.getsource(module) if module else ""
-        return super().identity(run) | {"source": hashlib.sha256(source.encode()).hexdigest()}
+        return super().identity(run) | {"source": hashlib.sha256(_source(self.function).encode()).hexdigest()}
 
     def run(self, run: Run) -> Artifact:
         """Finds or makes the verdicts or scores."""
@@ -93,13 +95,31 @@ def score(settings: Python, table: pa.Table) -> pa.Table:
 def load_function(name: str) -> Callable[[pa.Table], Any]:
     """Imports `package.module:name`. Raises ConfigError."""
     module, _, attribute = name.partition(":")
+    if (folder := str(Path.cwd())) not in sys.path:  # a console script starts with its own folder instead
+        sys.path.append(folder)
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"function must be importable as package.module:name, got {name!r}: {error}") from error
+    except Exception as error:  # importing runs the module, which may raise anything
+        got = f"{name!r}: {describe(error)}"
+        raise ConfigError(f"function must be importable as package.module:name, got {got}") from error
     if not callable(function):
         raise ConfigError(f"function must be callable, got {name!r}, a {type(function).__name__}")
     return function  # type: ignore[no-any-return]
+
+
+def describe(error: Exception) -> str:
+    """An error of the user's code in one line: type, message, and the line that raised it."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+
+
+def _source(name: str) -> str:
+    """The source of a function's module; empty for what is not written in Python."""
+    module = inspect.getmodule(load_function(name))
+    try:
+        return inspect.getsource(module) if module else ""
+    except (OSError, TypeError):
+        return ""
 
 
 def _apply(settings: Python, table: pa.Table) -> NDArray[Any]:
@@ -107,7 +127,10 @@ def _apply(settings: Python, table: pa.Table) -> NDArray[Any]:
     results = []
     for start in range(0, table.num_rows, settings.batch_rows):
         batch = table.slice(start, settings.batch_rows)
-        result = np.asarray(function(batch))
+        try:
+            result = np.asarray(function(batch))
+        except Exception as error:
+            raise InputError(f"{settings.function} must take every batch, got {describe(error)}") from error
         if result.shape != (batch.num_rows,):
             raise ConfigError(
                 f"{settings.function} must return one value for each of {batch.num_rows} rows, got shape {result.shape}"

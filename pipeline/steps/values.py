@@ -1,6 +1,7 @@
 """Where a step finds the number that it ranks by: a score step, a column of `samples`, or a field of the metadata."""
 
 import json
+import math
 from functools import partial
 from typing import cast
 
@@ -39,6 +40,11 @@ def numbers(column: str | None, table: pa.Table) -> NDArray[np.float64]:
 
 def _field(name: str, metadata: str | None) -> float | None:
     value = None if metadata is None else json.loads(metadata).get(name)
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:  # JSON's whole numbers have no end
+            return math.inf if value > 0 else -math.inf
     raise InputError(f"metadata field {name!r} must be a number to filter by, got {value!r}")

@@ -88,16 +88,9 @@ class Pruned(Verdicts):
             for row in self.rows
         ]
         svg = draw_scatter(points, "d_intra: spread inside", "d_inter: distance to neighbours")
-        legend = tuple(
-            (f"share-{i}", label)
-            for i, label in enumerate(("0–20 % kept", "20–40 %", "40–60 %", "60–80 %", "80–100 %"))
-        )
-        return Chart(
-            "Clusters by spread and distance",
-            svg,
-            "Each circle is a cluster: its area the size, its colour the share that was kept.",
-            legend,
-        )
+        legend = tuple((f"share-{i}", f"{20 * i}–{20 * i + 20} %") for i in range(5))
+        note = "Each circle is a cluster: its area the size, its colour the share that was kept."
+        return Chart("Clusters by spread and distance", svg, note, legend)
 
     def _table(self) -> Table:
         cut = f"The {number(len(self.rows))} largest of " if self.num_clusters > len(self.rows) else ""

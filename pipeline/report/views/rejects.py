@@ -12,7 +12,7 @@ from pipeline.summary import Summary
 
 _DAMAGED_ROWS = 100
 
-_MEANINGS = {
+_MEANINGS: Mapping[str, str] = {
     Reason.MISSING_IMAGE: "there is no image",
     Reason.MISSING_TEXT: "there is no caption",
     Reason.UNDECODABLE_IMAGE: "the image does not decode, or is empty",
@@ -26,7 +26,7 @@ _MEANINGS = {
     Reason.UNSAFE_NAME: "the name leads outside the shard, or is a link",
     Reason.DUPLICATE_UID: "an earlier sample has the same uid",
 }
-_DAMAGES = {
+_DAMAGES: Mapping[str, str] = {
     Damage.TRUNCATED: "cut short; what came before the cut was used",
     Damage.UNREADABLE: "unreadable",
     Damage.MISSING: "missing",
@@ -48,7 +48,7 @@ class Rejects(Verdicts):
         blocks: list[Block] = [self.reason_bars()] if self.facts.reasons else []
         blocks += [self._damaged_table()] if self.damaged else []
         blocks += [
-            Gallery(reason, examples, _MEANINGS.get(Reason(reason), ""), "rejected", wide=False)
+            Gallery(reason, examples, _MEANINGS.get(reason, ""), "rejected", wide=False)
             for reason in self.facts.reasons
             if (examples := seen.examples(reason, self.title))
         ]
@@ -63,14 +63,13 @@ class Rejects(Verdicts):
         """How many samples each fault cost, and what it means."""
         most = max(self.facts.reasons.values())
         bars = [
-            Bar(reason, count, count / most, _MEANINGS.get(Reason(reason), ""))
-            for reason, count in self.facts.reasons.items()
+            Bar(reason, count, count / most, _MEANINGS.get(reason, "")) for reason, count in self.facts.reasons.items()
         ]
         return Bars("Why samples were rejected", tuple(bars), tone="rejected")
 
     def _damaged_table(self) -> Table:
         rows = [
-            tuple(Cell(text, text) for text in (shard, _DAMAGES[Damage(damage["reason"])], damage["message"]))
+            tuple(Cell(text, text) for text in (shard, _DAMAGES[damage["reason"]], damage["message"]))
             for shard, damage in list(self.damaged.items())[:_DAMAGED_ROWS]
         ]
         note = f"The first {_DAMAGED_ROWS} of {number(len(self.damaged))}." if len(self.damaged) > len(rows) else ""
