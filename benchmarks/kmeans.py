@@ -30,7 +30,8 @@ from operators.kmeans import (
     unit_rows,
     update_centroids,
 )
-from pipeline.kmeans import KMeansSettings, Loaded, fit
+from pipeline.clustering import KMeansSettings
+from pipeline.kmeans import Loaded, fit
 
 Outcome = tuple[float, float]
 """Seconds per iteration, and the inertia that the iterations led to."""

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators.errors import ConfigError
+
+_STDERR = 2
 
 
 class Resources(BaseModel):
@@ -37,17 +40,36 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
     Joins the cluster at `address` or `RAY_ADDRESS`, or the one this process is connected to; else starts Ray here.
     """
     joined = ray.is_initialized()
-    if not joined:
-        _connect(resources, address or os.environ.get("RAY_ADDRESS"))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_core_log())
+        if not joined:
+            stack.callback(ray.shutdown)
+            _connect(resources, address or os.environ.get("RAY_ADDRESS"))
         # Progress is shown by the jobs themselves; Ray Data would draw its own bars and log that it does not.
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         yield min(resources.workers or cpus, cpus)
-    finally:
-        if not joined:
-            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _core_log() -> Iterator[None]:
+    """Keeps what Ray's core writes to this process's standard error out of the user's sight.
+
+    It reports every actor pool of Ray Data as an error (ray-project/ray issue 53727), and no setting turns that off.
+    Python's own `sys.stderr` goes on to where it went.
+    """
+    if sys.stderr is not sys.__stderr__:  # someone, such as a notebook, has taken care of it
+        yield
+        return
+    with tempfile.TemporaryFile() as unseen, os.fdopen(os.dup(_STDERR), "w", buffering=1) as own:
+        os.dup2(unseen.fileno(), _STDERR)
+        sys.stderr = own
+        try:
+            yield
+        finally:
+            sys.stderr = sys.__stderr__
+            os.dup2(own.fileno(), _STDERR)
 
 
 def _connect(resources: Resources, address: str | None) -> None:
@@ -60,8 +82,6 @@ def _connect(resources: Resources, address: str | None) -> None:
     # Workers inherit the environment of the process that starts Ray: what is importable here is importable there.
     paths = [str(Path.cwd()), *filter(None, sys.path)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    # Ray's core logs every actor pool of Ray Data as an error: its arguments lie in the object store, as they should.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(
         num_cpus=resources.workers or os.cpu_count(),
         object_store_memory=resources.object_store_bytes,

@@ -16,12 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.certified import assign
 from operators.errors import InputError
 from operators.uids import split_uids
 from pipeline.artifact import Artifact
+from pipeline.clustering import KMeansFit, KMeansSettings
 from pipeline.columns import embeddings, present, scatter, uid_rows
-from pipeline.kmeans import KMeansFit, KMeansSettings, fit
 from pipeline.run import Read, Run
 from pipeline.storage import Store
 
@@ -49,6 +48,8 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
     Raises:
         InputError: more clusters than rows.
     """
+    from pipeline.kmeans import fit  # here, since it imports torch: a config is read and checked without
+
     identity = {"kind": "clusters", "version": CLUSTERS_VERSION, "seed": run.seed, **settings.model_dump(mode="json")}
     reads = [Read(run.samples, {"uid": "uid"}), Read(run.embeddings[model, "image"], {"embedding": "embedding"})]
     plan = run.plan(f"{title}.clusters", identity, reads, reduces=True)
@@ -82,6 +83,8 @@ def load(table: pa.Table) -> tuple[NDArray[np.float16], NDArray[np.uint64], NDAr
 
 def assign_rows(store: Store, path: str, threads: int, table: pa.Table) -> pa.Table:
     """The cluster and similarity of every row of a table."""
+    from operators.certified import assign  # imports torch
+
     present_N = present(table["embedding"])
     x_ND = embeddings(table["embedding"])
     cluster_N, similarity_N = assign(x_ND, read_fit(store, path).centroids_KD, threads=threads)

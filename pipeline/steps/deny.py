@@ -4,14 +4,16 @@ Reads `samples`. Verdict reasons: `denied_uid`, `denied_url`, `denied_image`; de
 A list is a text file with one entry a line (blank lines and lines starting with `#` are skipped), or for uids also a
 DataComp subset (`.npy`, dtype `u8,u8`). An image is named by the `image_hash` of `samples` (32 hexadecimal digits) or
 by its SHA-256 (64), which is looked up in the metadata field `sha256`. A URL is compared with the field `url`.
+Hexadecimal digits match in any case; a line that can match nothing is an error, since a list protects somebody.
 """
 
 import functools
 import hashlib
 import io
 import json
+import re
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import fsspec
 import numpy as np
@@ -19,10 +21,12 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from operators.errors import InputError
-from operators.uids import UID_PAIR, join_uids, parse_uid
+from operators.uids import UID_BYTES, UID_PAIR, join_uids, parse_uid
 from pipeline.artifact import Artifact
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step
+
+_HASH = re.compile("(?:[0-9a-fA-F]{32}){1,2}")
 
 
 class Deny(Step):
@@ -47,84 +51,125 @@ class Deny(Step):
 
     def identity(self, run: Run) -> dict[str, Any]:
         """Covers the content of the lists, so that a longer list is a new step."""
-        return super().identity(run) | {"content": [_content_hash(path) for path in self._paths()]}
+        return super().identity(run) | {"content": [_sha256(_read(path)) for path in self.paths]}
 
     def check(self) -> None:
         """Reads the lists once, before any work. Raises InputError where one cannot be read."""
-        if self.uids:
-            read_uids(self.uids)
-        for path in (self.urls, self.image_hashes):
-            if path:
-                read_lines(path)
+        read_lists(self)
 
     def run(self, run: Run) -> Artifact:
         """Finds or makes the verdicts."""
         columns = {name: name for name in ("uid", "image_hash", "metadata")}
-        plan = run.plan(self.title, self.identity(run), [Read(run.samples, columns)])
-        return plan.published or plan.map_verdicts(partial(judge, self))
+        identity = self.identity(run)
+        plan = run.plan(self.title, identity, [Read(run.samples, columns)])
+        return plan.published or plan.map_verdicts(partial(_judge_as_listed, self, tuple(identity["content"])))
 
-    def _paths(self) -> list[str]:
+    @property
+    def paths(self) -> list[str]:
+        """Where the lists lie."""
         return [path for path in (self.uids, self.urls, self.image_hashes) if path]
 
 
-def judge(settings: Deny, table: pa.Table) -> Verdicts:
+class Lists(NamedTuple):
+    """What is denied. Hashes are in lower case."""
+
+    uids: frozenset[bytes] = frozenset()
+    urls: frozenset[str] = frozenset()
+    image_hashes: frozenset[str] = frozenset()
+
+
+def judge(lists: Lists, table: pa.Table) -> Verdicts:
     """Drops the rows that a list names; the uid list speaks first, then URLs, then images."""
-    uids, urls, hashes = lists
-    whys: list[str | None] = []
-    matches: list[str | None] = []
-    for uid, image_hash, metadata in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
-        fields = json.loads(metadata) if metadata else {}
-        why, match = None, None
-        if uid in uids:
-            why, match = "denied_uid", uid.hex()
-        elif fields.get("url") in urls:
-            why, match = "denied_url", fields["url"]
-        elif image_hash is not None and image_hash.hex() in hashes:
-            why, match = "denied_image", image_hash.hex()
-        elif fields.get("sha256") in hashes:
-            why, match = "denied_image", fields["sha256"]
-        whys.append(why)
-        matches.append(match)
+    found = [_find(lists, row["uid"], row["image_hash"], row["metadata"]) for row in table.to_pylist()]
+    whys, matches = ([pair[side] for pair in found] for side in (0, 1))
     kept_N = np.array([why is None for why in whys], dtype=bool)
     details = pa.StructArray.from_arrays([pa.array(matches, pa.string())], names=["match"])
     return Verdicts(kept_N, pa.array(whys, pa.string()), details)
 
 
-@functools.cache
+def read_lists(settings: Deny) -> Lists:
+    """The lists that the settings name.
+
+    Raises:
+        InputError: one cannot be read, or holds a line that cannot be what it lists.
+    """
+    return Lists(
+        uids=read_uids(settings.uids) if settings.uids else frozenset(),
+        urls=read_lines(settings.urls) if settings.urls else frozenset(),
+        image_hashes=read_hashes(settings.image_hashes) if settings.image_hashes else frozenset(),
+    )
+
+
 def read_lines(path: str) -> frozenset[str]:
-    """The entries of a text list."""
-    lines = _read(path).decode("utf-8-sig", errors="strict").splitlines()
-    entries = (line.strip() for line in lines)
+    """The entries of a text list. Raises InputError."""
+    try:
+        text = _read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be text in UTF-8, got {error}") from error
+    entries = (line.strip() for line in text.splitlines())
     return frozenset(entry for entry in entries if entry and not entry.startswith("#"))
 
 
-@functools.cache
-def read_uids(path: str) -> frozenset[bytes]:
-    """The uids of a text list or of a DataComp subset file.
+def read_hashes(path: str) -> frozenset[str]:
+    """The image hashes of a text list, in lower case. Raises InputError."""
+    lines = read_lines(path)
+    _refuse(path, "image hashes of 32 or 64", {line for line in lines if not _HASH.fullmatch(line)})
+    return frozenset(line.lower() for line in lines)
 
-    Raises:
-        InputError: it cannot be read, or an entry is not a uid.
-    """
+
+def read_uids(path: str) -> frozenset[bytes]:
+    """The uids of a text list or of a DataComp subset file. Raises InputError."""
     if path.endswith(".npy"):
-        pairs = np.load(io.BytesIO(_read(path)), allow_pickle=False)
+        try:
+            pairs = np.lib.format.read_array(io.BytesIO(_read(path)), allow_pickle=False)
+        except ValueError as error:
+            raise InputError(f"{path} must be a numpy file, got {error}") from error
         if pairs.dtype != UID_PAIR:
             raise InputError(f"{path} must hold dtype u8,u8, got {pairs.dtype}")
         data = join_uids(pairs["f0"], pairs["f1"])
-        return frozenset(data[i : i + 16] for i in range(0, len(data), 16))
+        return frozenset(data[i : i + UID_BYTES] for i in range(0, len(data), UID_BYTES))
     uids = {line: parse_uid(line) for line in read_lines(path)}
-    bad = sorted(line for line, uid in uids.items() if uid is None)
-    if bad:
-        raise InputError(f"{path} must list uids of 32 hexadecimal digits, got {bad[0]!r} ({len(bad)} such lines)")
+    _refuse(path, "uids of 32", {line for line, uid in uids.items() if uid is None})
     return frozenset(uid for uid in uids.values() if uid is not None)
 
 
-def _content_hash(path: str) -> str:
-    return hashlib.sha256(_read(path)).hexdigest()
+def _judge_as_listed(settings: Deny, content: tuple[str, ...], table: pa.Table) -> Verdicts:
+    return judge(_read_content(settings, content), table)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_content(settings: Deny, content: tuple[str, ...]) -> Lists:
+    """The lists as the driver saw them; each worker reads them once."""
+    if tuple(_sha256(_read(path)) for path in settings.paths) != content:
+        raise InputError(f"lists must not change during a run, got another content of {' or '.join(settings.paths)}")
+    return read_lists(settings)
+
+
+def _find(lists: Lists, uid: bytes, image_hash: bytes | None, metadata: str | None) -> tuple[str | None, str | None]:
+    """Why a row is denied and by which entry; (None, None) where it is not."""
+    fields = json.loads(metadata) if metadata else {}
+    url, sha256 = (value if isinstance(value := fields.get(name), str) else None for name in ("url", "sha256"))
+    if uid in lists.uids:
+        return "denied_uid", uid.hex()
+    if url in lists.urls:
+        return "denied_url", url
+    hashes = (image_hash.hex() if image_hash else None, sha256.lower() if sha256 else None)
+    match = next((name for name in hashes if name in lists.image_hashes), None)
+    return ("denied_image", match) if match else (None, None)
+
+
+def _refuse(path: str, rule: str, bad: set[str]) -> None:
+    if bad:
+        raise InputError(f"{path} must list {rule} hexadecimal digits, got {min(bad)!r} ({len(bad)} such lines)")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _read(path: str) -> bytes:
     try:
         with fsspec.open(path, "rb") as file:
             return bytes(file.read())
-    except OSError as error:
-        raise InputError(f"{path} must be a readable list, got: {error.strerror or error}") from error
+    except Exception as error:  # each store has its own family of errors
+        raise InputError(f"{path} must be a readable list, got {type(error).__name__}: {error}") from error

@@ -25,8 +25,8 @@ from operators.quotas import balance_floor, solve_quotas
 from operators.selection import Cutoffs, Keys, is_kept, num_kept, order_key, values_of
 from operators.uids import split_uids
 from pipeline.artifact import Artifact, parquet_bytes
+from pipeline.clustering import KMeansSettings
 from pipeline.columns import present, scatter, uid_rows
-from pipeline.kmeans import KMeansSettings
 from pipeline.run import Modality, Plan, Read, Run, Verdicts
 from pipeline.selection import exact_cutoffs
 from pipeline.steps.base import Step, reasons

@@ -130,7 +130,7 @@ def _apply(settings: Python, table: pa.Table) -> NDArray[Any]:
         try:
             result = np.asarray(function(batch))
         except Exception as error:
-            raise InputError(f"{settings.function} must take every batch, got {describe(error)}") from error
+            raise InputError(f"{settings.function} must not raise, got {describe(error)}") from error
         if result.shape != (batch.num_rows,):
             raise ConfigError(
                 f"{settings.function} must return one value for each of {batch.num_rows} rows, got shape {result.shape}"

@@ -318,8 +318,8 @@ def model_libraries_loaded_by(code):
     return set(done.stdout.split())
 
 
-def test_workers_import_no_model_library_until_a_model_needs_it():
-    modules = "pipeline.models, pipeline.stream.chunks, pipeline.stream.encode, pipeline.stream.finalise"
+def test_drivers_and_workers_import_no_model_library_until_a_model_needs_it():
+    modules = "pipeline.curate, pipeline.models, pipeline.stream.chunks, pipeline.stream.encode"
     assert model_libraries_loaded_by(f"import {modules}") == set()
 
 

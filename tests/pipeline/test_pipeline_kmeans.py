@@ -25,7 +25,8 @@ from operators.kmeans import (
     unit_rows,
     update_centroids,
 )
-from pipeline.kmeans import KMeansFit, KMeansSettings, Loaded, Loader, fit
+from pipeline.clustering import KMeansFit, KMeansSettings
+from pipeline.kmeans import Loaded, Loader, fit
 
 pytestmark = pytest.mark.ray
 
