@@ -140,7 +140,7 @@ def published_parts(store: Store, folder: str, part_ids: Iterable[str]) -> dict[
 
 
 def read_columns(store: Store, path: str, columns: list[str] | None = None) -> pa.Table:
-    """Some columns of a part, or all. A struct's field is named `struct.field`."""
+    """Some columns of a part, or all of them."""
     with store.open(path) as file:
         return pq.read_table(file, columns=columns, use_threads=False)
 

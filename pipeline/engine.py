@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from operators.errors import ConfigError
 
 _STDERR = 2
+
+_REACH_SECONDS = 10
 
 
 class Resources(BaseModel):
@@ -72,11 +75,19 @@ def _core_log() -> Iterator[None]:
             os.dup2(own.fileno(), _STDERR)
 
 
+def _check_reachable(address: str) -> None:
+    """Raises OSError where nothing listens at a `host:port`: Ray itself would try for more than two minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+
+
 def _connect(resources: Resources, address: str | None) -> None:
     if address:
         try:
+            _check_reachable(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"address must be that of a running Ray cluster, got {address!r}: {error}") from error
         return
     # Workers inherit the environment of the process that starts Ray: what is importable here is importable there.

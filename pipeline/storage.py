@@ -40,8 +40,7 @@ class Store:
     @property
     def filesystem(self) -> Any:
         """The fsspec file system; fsspec keeps one per process and options."""
-        filesystem, _ = fsspec.core.url_to_fs(self.url, **self.options)
-        return filesystem
+        return self._locate()[0]
 
     @property
     def is_local(self) -> bool:
@@ -50,8 +49,8 @@ class Store:
 
     def path(self, name: str = "") -> str:
         """The file system's own path of `name`."""
-        _, root = fsspec.core.url_to_fs(self.url, **self.options)
-        return f"{root.rstrip('/')}/{name}" if name else cast(str, root)
+        root = self._locate()[1]
+        return f"{root.rstrip('/')}/{name}" if name else root
 
     def open(self, name: str) -> BinaryIO:
         """Opens a file for reading, seekable."""
@@ -146,6 +145,12 @@ class Store:
             raise
         except Exception as error:  # each store has its own family of errors: credentials, endpoints, buckets, options
             raise WorkspaceError(f"{_writable(self.url)}, got: {type(error).__name__}: {error}") from error
+
+    def _locate(self) -> tuple[Any, str]:
+        try:
+            return cast("tuple[Any, str]", fsspec.core.url_to_fs(self.url, **self.options))
+        except (ImportError, ValueError) as error:
+            raise WorkspaceError(f"{self.url} must have a protocol that fsspec can open, got: {error}") from error
 
     def _create_remote(self, name: str, data: bytes) -> bool:
         try:

@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_BINS = 64
+_TINY = 2.0**-40
+"""Smaller magnitudes count as 0: scaled by the bins of large ones they would underflow, and lose their sign."""
+
 _FINEST = 20
 """Bits below the largest magnitude that bins may resolve: one value alone would otherwise have bins of no width."""
 
@@ -60,8 +63,9 @@ def histogram(
     values_N, series_N = values_N[finite_N], series_N[finite_N]
     if not values_N.size:
         return Histogram(0, 0, np.zeros((num_series, 0), np.int64))
+    values_N = np.where(np.abs(values_N) < _TINY, 0.0, values_N)
     low, high = float(values_N.min()), float(values_N.max())
-    exponent = math.frexp(max(abs(low), abs(high), 2.0**-40))[1] - _FINEST
+    exponent = math.frexp(max(abs(low), abs(high), _TINY))[1] - _FINEST
     exponent = exponent if finest is None else max(exponent, finest)
     while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= MAX_BINS:
         exponent += 1

@@ -8,7 +8,6 @@ Hexadecimal digits match in any case; a line that can match nothing is an error,
 """
 
 import functools
-import hashlib
 import io
 import json
 import re
@@ -25,6 +24,7 @@ from operators.uids import UID_BYTES, UID_PAIR, join_uids, parse_uid
 from pipeline.artifact import Artifact
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step
+from pipeline.storage import Store, digest
 
 _HASH = re.compile("(?:[0-9a-fA-F]{32}){1,2}")
 
@@ -50,8 +50,10 @@ class Deny(Step):
         return self
 
     def identity(self, run: Run) -> dict[str, Any]:
-        """Covers the content of the lists, so that a longer list is a new step."""
-        return super().identity(run) | {"content": [_sha256(_read(path)) for path in self.paths]}
+        """Covers what is denied and not where the lists lie, so that a longer list is a new step."""
+        identity = super().identity(run)
+        entries = {"denied": digest(read_lists(self).record())}
+        return {key: value for key, value in identity.items() if key not in Lists._fields} | entries
 
     def check(self) -> None:
         """Reads the lists once, before any work. Raises InputError where one cannot be read."""
@@ -60,22 +62,24 @@ class Deny(Step):
     def run(self, run: Run) -> Artifact:
         """Finds or makes the verdicts."""
         columns = {name: name for name in ("uid", "image_hash", "metadata")}
-        identity = self.identity(run)
-        plan = run.plan(self.title, identity, [Read(run.samples, columns)])
-        return plan.published or plan.map_verdicts(partial(_judge_as_listed, self, tuple(identity["content"])))
-
-    @property
-    def paths(self) -> list[str]:
-        """Where the lists lie."""
-        return [path for path in (self.uids, self.urls, self.image_hashes) if path]
+        plan = run.plan(self.title, self.identity(run), [Read(run.samples, columns)])
+        if published := plan.published:
+            return published
+        path = f"{plan.folder}/lists.json"
+        run.store.publish_json(path, read_lists(self).record())
+        return plan.map_verdicts(partial(_judge_by, run.store, path))
 
 
 class Lists(NamedTuple):
-    """What is denied. Hashes are in lower case."""
+    """What is denied. Uids and hashes are in lower-case hexadecimal digits."""
 
-    uids: frozenset[bytes] = frozenset()
+    uids: frozenset[str] = frozenset()
     urls: frozenset[str] = frozenset()
     image_hashes: frozenset[str] = frozenset()
+
+    def record(self) -> dict[str, list[str]]:
+        """The entries as JSON-able values, sorted."""
+        return {name: sorted(entries) for name, entries in self._asdict().items()}
 
 
 def judge(lists: Lists, table: pa.Table) -> Verdicts:
@@ -117,39 +121,37 @@ def read_hashes(path: str) -> frozenset[str]:
     return frozenset(line.lower() for line in lines)
 
 
-def read_uids(path: str) -> frozenset[bytes]:
-    """The uids of a text list or of a DataComp subset file. Raises InputError."""
-    if path.endswith(".npy"):
-        try:
-            pairs = np.lib.format.read_array(io.BytesIO(_read(path)), allow_pickle=False)
-        except ValueError as error:
-            raise InputError(f"{path} must be a numpy file, got {error}") from error
-        if pairs.dtype != UID_PAIR:
-            raise InputError(f"{path} must hold dtype u8,u8, got {pairs.dtype}")
-        data = join_uids(pairs["f0"], pairs["f1"])
-        return frozenset(data[i : i + UID_BYTES] for i in range(0, len(data), UID_BYTES))
-    uids = {line: parse_uid(line) for line in read_lines(path)}
-    _refuse(path, "uids of 32", {line for line, uid in uids.items() if uid is None})
-    return frozenset(uid for uid in uids.values() if uid is not None)
+def read_uids(path: str) -> frozenset[str]:
+    """The uids of a text list or of a DataComp subset file, in lower case. Raises InputError."""
+    if not path.endswith(".npy"):
+        lines = read_lines(path)
+        _refuse(path, "uids of 32", {line for line in lines if parse_uid(line) is None})
+        return frozenset(line.lower() for line in lines)
+    try:
+        pairs = np.lib.format.read_array(io.BytesIO(_read(path)), allow_pickle=False)
+    except ValueError as error:
+        raise InputError(f"{path} must be a numpy file, got {error}") from error
+    if pairs.dtype != UID_PAIR:
+        raise InputError(f"{path} must hold dtype u8,u8, got {pairs.dtype}")
+    digits = join_uids(pairs["f0"], pairs["f1"]).hex()
+    return frozenset(digits[i : i + 2 * UID_BYTES] for i in range(0, len(digits), 2 * UID_BYTES))
 
 
-def _judge_as_listed(settings: Deny, content: tuple[str, ...], table: pa.Table) -> Verdicts:
-    return judge(_read_content(settings, content), table)
+def _judge_by(store: Store, path: str, table: pa.Table) -> Verdicts:
+    return judge(_published_lists(store, path), table)
 
 
-@functools.lru_cache(maxsize=4)
-def _read_content(settings: Deny, content: tuple[str, ...]) -> Lists:
+@functools.lru_cache(maxsize=2)
+def _published_lists(store: Store, path: str) -> Lists:
     """The lists as the driver saw them; each worker reads them once."""
-    if tuple(_sha256(_read(path)) for path in settings.paths) != content:
-        raise InputError(f"lists must not change during a run, got another content of {' or '.join(settings.paths)}")
-    return read_lists(settings)
+    return Lists(**{name: frozenset(entries) for name, entries in store.read_json(path).items()})
 
 
 def _find(lists: Lists, uid: bytes, image_hash: bytes | None, metadata: str | None) -> tuple[str | None, str | None]:
     """Why a row is denied and by which entry; (None, None) where it is not."""
     fields = json.loads(metadata) if metadata else {}
     url, sha256 = (value if isinstance(value := fields.get(name), str) else None for name in ("url", "sha256"))
-    if uid in lists.uids:
+    if uid.hex() in lists.uids:
         return "denied_uid", uid.hex()
     if url in lists.urls:
         return "denied_url", url
@@ -161,10 +163,6 @@ def _find(lists: Lists, uid: bytes, image_hash: bytes | None, metadata: str | No
 def _refuse(path: str, rule: str, bad: set[str]) -> None:
     if bad:
         raise InputError(f"{path} must list {rule} hexadecimal digits, got {min(bad)!r} ({len(bad)} such lines)")
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _read(path: str) -> bytes:

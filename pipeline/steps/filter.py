@@ -19,6 +19,7 @@ from operators.selection import Cutoffs, Keys, cutoff_value, is_kept, num_kept, 
 from operators.uids import split_uids
 from pipeline.artifact import Artifact
 from pipeline.columns import uid_rows
+from pipeline.failures import winnow_error
 from pipeline.run import Plan, Run, Verdicts
 from pipeline.selection import exact_cutoffs
 from pipeline.steps.base import Step
@@ -84,12 +85,16 @@ class Filter(Step):
         try:
             return exact_cutoffs(loaders, np.array([keep], dtype=np.int64), len(groups))
         except InputError as error:
-            raise InputError(f"{self.title} must keep at most the rows with {self._value}, got {keep}: {error}") from error
+            if winnow_error(error) is not error:  # a worker's, such as a value that is no number
+                raise
+            rule = f"{self.title} must keep at most the rows with {self._value}"
+            raise InputError(f"{rule}, got {keep}: {error}") from error
 
     def _with_values(self, artifact: Artifact) -> Artifact:
-        """Refuses verdicts that come of a misspelt column. Raises InputError where rows entered and none has a value."""
-        if 0 < artifact.total("in") == artifact.totals("dropped").get("no_value"):
-            raise InputError(f"{self.title} must find {self._value} in some row, got none in {artifact.total('in')} rows")
+        """Refuses verdicts that come of a misspelt column: InputError where rows entered and none has a value."""
+        entered = artifact.total("in")
+        if 0 < entered == artifact.totals("dropped").get("no_value"):
+            raise InputError(f"{self.title} must find {self._value} in some row, got none in {entered} rows")
         return artifact
 
     @property

@@ -1,8 +1,9 @@
 """The wiring of one pass: a Ray Data pipeline over the shards, with the finalisers beside it."""
 
+import contextlib
 import pickle
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -56,33 +57,42 @@ def new_attempt() -> str:
 
 
 def run_pass(job: Pass, works: Sequence[ShardWork], *, workers: int, progress: StepProgress) -> list[tuple[str, Part]]:
-    """Streams every shard through its pass and publishes the parts.
+    """Streams every shard through its pass and publishes the parts; leaves no pieces behind, whatever happens.
 
     Returns:
         (artifact folder, part) of every part made.
     """
+    try:
+        return _run_pass(job, works, workers, progress)
+    finally:
+        job.store.remove(job.pieces)
+
+
+def _run_pass(job: Pass, works: Sequence[ShardWork], workers: int, progress: StepProgress) -> list[tuple[str, Part]]:
     shards = {work.samples_id: _Shard(work) for work in works}
     finaliser = ray.remote(finalise_shard).options(num_cpus=_WRITE_CPUS, max_retries=3)
     finalising: list[Any] = []
     parts: list[tuple[str, Part]] = []
-    for receipt in _receipts(job, works, workers):
-        progress.advance(receipt["rows"])
-        shard = shards[receipt["samples_id"]]
-        shard.add(receipt)
-        if receipts := shard.complete:
-            del shards[receipt["samples_id"]]
-            finalising.append(finaliser.remote(job, receipts))
-        finished, finalising = ray.wait(finalising, num_returns=len(finalising), timeout=0) if finalising else ([], [])
-        for made in ray.get(finished):
-            parts += made
+    with contextlib.closing(_receipts(job, works, workers)) as arriving:
+        for receipt in arriving:
+            progress.advance(receipt["rows"])
+            shard = shards[receipt["samples_id"]]
+            shard.add(receipt)
+            if receipts := shard.complete:
+                del shards[receipt["samples_id"]]
+                finalising.append(finaliser.remote(job, receipts))
+            finished, finalising = (
+                ray.wait(finalising, num_returns=len(finalising), timeout=0) if finalising else ([], [])
+            )
+            for made in ray.get(finished):
+                parts += made
     for made in ray.get(finalising):
         parts += made
     assert not shards, f"{len(shards)} shards ended without their last chunk"
-    job.store.remove(job.pieces)
     return parts
 
 
-def _receipts(job: Pass, works: Sequence[ShardWork], workers: int) -> Iterator[dict[str, Any]]:
+def _receipts(job: Pass, works: Sequence[ShardWork], workers: int) -> Generator[dict[str, Any], None, None]:
     items = [{"work": pickle.dumps(work)} for work in works]
     chunks = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_READ_TASKS)).flat_map(
         partial(read_chunks, job), num_cpus=_READ_CPUS

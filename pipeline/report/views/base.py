@@ -82,7 +82,9 @@ def show(found: Found, artifact: str = "", badge: str = "") -> Example:
 
 
 def _badge(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else number(value)
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else number(value)
 
 
 def settings_text(step: Step) -> str:
