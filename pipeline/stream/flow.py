@@ -94,9 +94,11 @@ def _run_pass(job: Pass, works: Sequence[ShardWork], workers: int, progress: Ste
 
 def _receipts(job: Pass, works: Sequence[ShardWork], workers: int) -> Generator[dict[str, Any], None, None]:
     items = [{"work": pickle.dumps(work)} for work in works]
-    chunks = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_READ_TASKS)).flat_map(
-        partial(read_chunks, job), num_cpus=_READ_CPUS
-    )
+    shards = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_READ_TASKS))
+    # Every chunk is a block of its own, so it goes on as soon as it is read, and to any worker. Ray Data would gather
+    # 128 MB of them first.
+    shards.context.target_max_block_size = 1
+    chunks = shards.flat_map(partial(read_chunks, job), num_cpus=_READ_CPUS)
     decoded = chunks.map(partial(decode_chunk, job), num_cpus=_DECODE_CPUS)
     if any(work.needs for work in works):
         encoded = decoded.map_batches(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from operators.edits import EDITS
 from operators.errors import ConfigError, InputError
+from operators.images import UnusableImage, decode
 from operators.rejects import Damage, Reason
 from operators.scenes import CONCEPTS
 from operators.uids import derive_uid
@@ -83,15 +84,13 @@ def judge(row, runs, uids_seen):
     try:
         uid = json.loads(parts["json"]).get("uid")
         parts["txt"].decode()
-        Image.open(io.BytesIO(images[0])).load()
+        decode(images[0], max_pixels=100_000_000)
     except json.JSONDecodeError:
         return "bad_json"
     except UnicodeDecodeError:
         return "bad_text_encoding"
-    except Image.DecompressionBombError:
-        return "image_too_large"
-    except OSError:
-        return "undecodable_image"
+    except UnusableImage as unusable:
+        return unusable.reason
     if uid in uids_seen:
         return "duplicate_uid"
     uids_seen.add(uid)

@@ -34,7 +34,7 @@ def test_inline_keys_become_the_one_source():
     ("settings", "message"),
     [
         ({"path": "a", "sources": []}, "sources must not be mixed with the keys of a single source, got also path"),
-        ({"sources": []}, "at least 1"),
+        ({"sources": []}, "at least one source"),
         ({}, "path"),
         ({"path": "a", "pathh": "b"}, "pathh"),
         ({"sources": [{"format": "images", "path": "a"}], "max_pixel": 1}, "max_pixel"),
