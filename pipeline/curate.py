@@ -1,5 +1,6 @@
 """Running a curation: every step in order, each found or made, then the ledger, the summary and the exports."""
 
+import time
 from collections.abc import Iterator, Sequence
 
 from operators.errors import ModelError
@@ -93,10 +94,12 @@ def run_steps(run: Run, steps: Sequence[Step]) -> Iterator[Artifact]:
     make(run, first_needs(steps))
     yield run.samples
     unique = UniqueUid()
+    run.step_started = time.monotonic()
     yield run.add_verdicts(unique.run(run))
     check_limits(run.pool, run.samples, run.verdicts[0])
     for step in steps:
         make(run, step.embeddings())
+        run.step_started = time.monotonic()
         artifact = step.run(run)
         if step.gives_score:
             run.artifacts[step.title] = artifact

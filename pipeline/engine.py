@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
         # Progress is shown by the jobs themselves; Ray Data would draw its own bars and log that it does not.
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # A small pool has fewer chunks than there are encoders.
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         yield min(resources.workers or cpus, cpus)
 

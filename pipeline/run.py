@@ -89,6 +89,7 @@ class Run:
         models: settings by name.
         workers: CPU workers that tasks and actors are spread over.
         threads: threads of each worker of a numeric step.
+        step_started: when the present step began, of which its artifact's seconds are counted.
         dry: whether to stop, with NotPublished, at the first thing that would have to be made.
         artifacts: all made or found so far, by step name.
         embeddings: those of them that are embeddings, by model and modality.
@@ -104,6 +105,7 @@ class Run:
     threads: int
     progress: Progress
     dry: bool = False
+    step_started: float = field(default_factory=time.monotonic)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     embeddings: dict[tuple[str, Modality], Artifact] = field(default_factory=dict)
     verdicts: list[Artifact] = field(default_factory=list)
@@ -166,7 +168,6 @@ class Plan:
         self.folder = folder
         self.settings = settings
         self.units = units
-        self.started = time.monotonic()
 
     @property
     def published(self) -> Artifact | None:
@@ -209,7 +210,7 @@ class Plan:
             folder=self.folder,
             parts=tuple(made[unit.id] for unit in self.units),
             info=info,
-            seconds=round(time.monotonic() - self.started, 3),
+            seconds=round(time.monotonic() - run.step_started, 3),
         )
         return publish_manifest(run.store, artifact, self.settings)
 

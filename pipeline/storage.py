@@ -147,8 +147,10 @@ class Store:
             raise WorkspaceError(f"{_writable(self.url)}, got: {type(error).__name__}: {error}") from error
 
     def _locate(self) -> tuple[Any, str]:
+        # A remembered listing would hide what other processes have written since.
+        options = {"use_listings_cache": False, **self.options}
         try:
-            return cast("tuple[Any, str]", fsspec.core.url_to_fs(self.url, **self.options))
+            return cast("tuple[Any, str]", fsspec.core.url_to_fs(self.url, **options))
         except (ImportError, ValueError) as error:
             raise WorkspaceError(f"{self.url} must have a protocol that fsspec can open, got: {error}") from error
 

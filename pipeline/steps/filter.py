@@ -88,7 +88,7 @@ class Filter(Step):
             if winnow_error(error) is not error:  # a worker's, such as a value that is no number
                 raise
             rule = f"{self.title} must keep at most the rows with {self._value}"
-            raise InputError(f"{rule}, got {keep}: {error}") from error
+            raise InputError(f"{rule}, got {keep}, which is more than there are") from error
 
     def _with_values(self, artifact: Artifact) -> Artifact:
         """Refuses verdicts that come of a misspelt column: InputError where rows entered and none has a value."""

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def keeps_long_captions(table: pa.Table) -> pa.Array:
-    """A verdict: captions of more than 12 characters."""
-    return pc.greater(pc.utf8_length(table["caption"]), 12)
+def keeps_long_captions_or_none(table: pa.Table) -> pa.ChunkedArray:
+    """A verdict: captions of more than 12 characters, and samples without one."""
+    return pc.fill_null(pc.greater(pc.utf8_length(table["caption"]), 12), True)
 
 
 def caption_length(table: pa.Table) -> list[float]:

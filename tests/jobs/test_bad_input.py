@@ -1,68 +1,14 @@
-"""Bad input to `winnow curate`: one clear line, exit code 2 or 3, nothing half-written, mostly before Ray starts."""
-
-import io
-import json
-import subprocess
-import tarfile
+"""What `winnow curate` refuses before Ray starts: one clear line, exit code 2, nothing written."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from PIL import Image
 from safetensors.numpy import save_file
 
 from jobs.main import main
 from pipeline import engine
-
-
-def jpeg(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), (number * 7 % 256, number * 31 % 256, 90)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path, samples: list[dict[str, bytes]]) -> str:
-    """Members `<number>.<extension>` of each sample, in order."""
-    with tarfile.open(path, "w") as archive:
-        for number, parts in enumerate(samples):
-            for extension, data in parts.items():
-                member = tarfile.TarInfo(f"{number:04d}.{extension}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    return str(path)
-
-
-def sound(count: int, *fields: dict) -> list[dict[str, bytes]]:
-    """Sound samples; the first ones carry metadata."""
-    samples = [{"jpg": jpeg(number), "txt": b"a plain text"} for number in range(count)]
-    for sample, metadata in zip(samples, fields, strict=False):
-        sample["json"] = json.dumps(metadata).encode()
-    return samples
-
-
-@pytest.fixture
-def curate(tmp_path, monkeypatch, capfd):
-    """Runs `winnow curate` on a sound config with changes; returns the exit code and the lines that say what is wrong.
-
-    Nothing of an unfinished run may be in sight afterwards, and nothing of Python.
-    """
-    monkeypatch.chdir(tmp_path)
-    write_tar(tmp_path / "pool.tar", sound(8))
-
-    def run(*argv, **changes):
-        config = {"pool": {"format": "webdataset", "path": "pool.tar"}, "workspace": "w", "report": False}
-        (tmp_path / "c.yaml").write_text(yaml.safe_dump(config | changes, sort_keys=False))
-        code = main(["curate", "c.yaml", *argv])
-        err = capfd.readouterr().err
-        assert "Traceback" not in err
-        if code:
-            left = [str(path.relative_to(tmp_path)) for path in (tmp_path / "w").rglob("*") if path.is_file()]
-            assert not [name for name in left if any(word in name for word in ("attempt", "probe", "pieces", "ledger"))]
-        return code, "\n".join(line for line in err.splitlines() if line.startswith("winnow: "))
-
-    return run
+from tests.small_pools import jpeg
 
 
 @pytest.fixture
@@ -289,157 +235,14 @@ def test_a_cluster_that_does_not_answer(curate, monkeypatch, address):
 
 
 def test_a_dry_run_prints_the_plan_and_makes_nothing(curate, tmp_path, capfd, monkeypatch):
-    steps = [{"step": "rules", "min_side": 8}, {"step": "prune", "method": "random", "keep_fraction": 0.5}]
-    (tmp_path / "c.yaml").write_text("")
     monkeypatch.setattr("pipeline.curate.engine", None)
-    code = main(["curate", str(write_config(tmp_path, steps)), "--dry-run"])
+    steps = [{"step": "rules", "min_side": 8}, {"step": "prune", "method": "random", "keep_fraction": 0.5}]
+    assert curate("--dry-run", steps=steps) == (0, "")
+    assert main(["curate", "c.yaml", "--dry-run"]) == 0
     printed = [line.split() for line in capfd.readouterr().out.splitlines() if line]
-    assert code == 0
     assert printed[0] == ["shards", "bytes", "samples"]
-    assert printed[2][0] == "1"
-    assert [row[:2] + row[-2:] for row in printed[5:]] == [
+    assert printed[2] == ["1", f"{(tmp_path / 'pool.tar').stat().st_size:,}", "-"]
+    assert [[*row[:2], *row[-2:]] for row in printed[5:]] == [
         [name, name, "to", "do"] for name in ("samples", "unique_uid", "rules", "prune")
     ]
     assert not [path for path in (tmp_path / "w").rglob("*") if path.is_file()]
-
-
-def write_config(folder, steps):
-    config = {"pool": {"format": "webdataset", "path": "pool.tar"}, "workspace": "w", "steps": steps}
-    (folder / "plan.yaml").write_text(yaml.safe_dump(config))
-    return folder / "plan.yaml"
-
-
-PRUNE = {"step": "prune", "method": "dbp", "model": "raw", "keep_fraction": 0.5}
-
-
-@pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors")  # one shard for several encoders
-@pytest.mark.usefixtures("ray_here")
-class TestKnownOnlyWhenThePoolIsRead:
-    def test_a_pool_whose_every_sample_is_rejected(self, curate, tmp_path):
-        write_tar(tmp_path / "bad.tar", [{"jpg": b"", "txt": b"a"}] * 3)
-        code, line = curate(pool={"format": "webdataset", "path": "bad.tar"}, steps=[{"step": "exact_dedup"}])
-        assert (code, line) == (
-            3,
-            "winnow: at most 5.00% of the 3 samples may be rejected (pool.max_reject_fraction), "
-            "got 3 (100.00%): undecodable_image 3; worst shards: bad.tar 3 of 3",
-        )
-        assert not (tmp_path / "w" / "exact_dedup").exists()
-
-    def test_a_pool_whose_every_sample_may_be_rejected(self, curate, tmp_path):
-        write_tar(tmp_path / "bad.tar", [{"jpg": b"", "txt": b"a"}] * 3)
-        steps = [
-            {"step": "rules", "min_side": 1},
-            {"step": "exact_dedup"},
-            {"step": "filter", "column": "sim", "min": 0.1},
-            {"step": "filter", "name": "largest", "column": "width", "keep_fraction": 0.5},
-            {"step": "prune", "method": "random", "keep_fraction": 0.5},
-        ]
-        pool = {"format": "webdataset", "path": "bad.tar", "max_reject_fraction": 1}
-        code, line = curate(pool=pool, steps=steps, export=[{"format": "uids", "path": "out/subset.npy"}])
-        assert (code, line) == (0, "")
-        summary = json.loads((tmp_path / "w" / "summary.json").read_text())
-        assert (summary["samples_seen"], summary["kept"], summary["rejected"]) == (3, 0, {"undecodable_image": 3})
-        assert len(np.load(tmp_path / "out" / "subset.npy")) == 0
-
-    @pytest.mark.parametrize(
-        ("content", "why"),
-        [
-            (None, ""),
-            (b"", " (empty.tar unreadable: "),
-            (b"no tar at all" * 99, " (empty.tar unreadable: bad header at"),
-        ],
-    )
-    def test_a_pool_without_samples(self, curate, tmp_path, content, why):
-        write_tar(tmp_path / "empty.tar", [])
-        if content is not None:
-            (tmp_path / "empty.tar").write_bytes(content)
-        code, line = curate(pool={"format": "webdataset", "path": "empty.tar"})
-        assert code == 2
-        assert line.startswith(f"winnow: the pool must have at least one sample, got none in 1 shards{why}")
-
-    def test_more_damaged_shards_than_allowed(self, curate, tmp_path):
-        for name in ("a.tar", "b.tar", "c.tar"):
-            (tmp_path / name).write_bytes(b"no tar at all" * 99)
-        code, line = curate(pool={"format": "webdataset", "path": "*.tar"}, steps=[{"step": "exact_dedup"}])
-        assert code == 3
-        assert line.startswith(
-            "winnow: at most 1.00% of the 4 shards may be damaged (pool.max_damaged_fraction), got 3: "
-            "a.tar unreadable: bad header at byte 0; b.tar unreadable: "
-        )
-
-    def test_more_clusters_than_samples(self, curate):
-        code, line = curate(models={"raw": {"library": "pixels", "size": 4}}, steps=[PRUNE | {"clusters": 9}])
-        assert (code, line) == (2, "winnow: prune.clusters must be at most the 8 rows that enter the step, got 9")
-
-    @pytest.mark.parametrize("step", [{"step": "filter", "column": "width"}, {"step": "prune", "method": "random"}])
-    def test_a_target_larger_than_the_pool(self, curate, step):
-        code, line = curate(steps=[step | {"keep": 9}])
-        rule = f"{step['step']}.keep must be at most the 8 rows that enter the step, got 9"
-        assert (code, line) == (2, f"winnow: {rule}")
-
-    def test_a_filter_by_text(self, curate, tmp_path):
-        write_tar(tmp_path / "pool.tar", sound(4, {"sim": 0.5}, {"sim": "high"}))
-        for kept in ({"keep": 1}, {"min": 0.1}):
-            code, line = curate(steps=[{"step": "filter", "column": "sim"} | kept])
-            assert (code, line) == (2, "winnow: metadata field 'sim' must be a number to filter by, got 'high'")
-
-    def test_a_filter_by_values_that_are_no_usual_numbers(self, curate, tmp_path):
-        write_tar(tmp_path / "pool.tar", sound(4, {"sim": 0.5}, {"sim": float("nan")}, {"sim": 10**400}))
-        assert curate(steps=[{"step": "filter", "column": "sim", "keep": 2}]) == (0, "")
-        summary = json.loads((tmp_path / "w" / "summary.json").read_text())
-        assert summary["dropped"] == {"filter": {"no_value": 2}}
-
-    def test_a_filter_by_a_column_that_no_sample_has(self, curate):
-        code, line = curate(steps=[{"step": "filter", "column": "simm", "keep_fraction": 0.5}])
-        assert code == 2
-        assert line.startswith("winnow: filter must keep at most the rows with the metadata field 'simm', got 4: ")
-        for _ in range(2):  # what was published of it says so again
-            code, line = curate(steps=[{"step": "filter", "column": "simm", "min": 0.5}])
-            assert (code, line) == (
-                2,
-                "winnow: filter must find the metadata field 'simm' in some row, got none in 8 rows",
-            )
-
-    def test_metadata_of_an_odd_type_is_on_no_deny_list(self, curate, tmp_path):
-        write_tar(tmp_path / "pool.tar", sound(4, {"url": ["x"]}, {"url": 3}, {"sha256": {}}, {"url": "http://a"}))
-        (tmp_path / "urls.txt").write_text("# withdrawn\nhttp://a\n")
-        assert curate(steps=[{"step": "deny", "urls": "urls.txt"}]) == (0, "")
-        (tmp_path / "urls.txt").write_text("# none\n")
-        before = json.loads((tmp_path / "w" / "summary.json").read_text())
-        assert curate(steps=[{"step": "deny", "urls": "urls.txt"}]) == (0, "")
-        after = json.loads((tmp_path / "w" / "summary.json").read_text())
-        assert (before["dropped"], after["dropped"]) == ({"deny": {"denied_url": 1}}, {"deny": {}})
-
-    @pytest.mark.parametrize(
-        ("name", "message"),
-        [
-            (
-                "raises",
-                "must not raise, got ZeroDivisionError: integer division or modulo by zero (own_functions.py:24)",
-            ),
-            ("gives_one_value", "must return one value for each of 8 rows, got shape (1,)"),
-            ("gives_nothing", "must return one value for each of 8 rows, got shape ()"),
-            ("gives_numbers", "must return booleans to give a verdict, got int64"),
-        ],
-    )
-    def test_a_python_step_that_fails_in_a_worker(self, curate, name, message):
-        function = f"tests.jobs.own_functions:{name}"
-        assert curate(steps=[{"step": "python", "function": function}]) == (2, f"winnow: {function} {message}")
-
-    def test_a_full_disk_costs_nothing_but_time(self, curate, tmp_path):
-        disk = tmp_path / "w"
-        disk.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=28k", "tmpfs", disk], capture_output=True).returncode:
-            pytest.skip("needs the right to mount a small disk")
-        try:
-            code, line = curate(steps=[{"step": "exact_dedup"}])
-            assert (code, line) == (
-                2,
-                f"winnow: {disk} must be a folder that can be written to, got: No space left on device",
-            )
-            subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
-            assert curate(steps=[{"step": "exact_dedup"}]) == (0, "")
-            assert json.loads((disk / "summary.json").read_text())["kept"] == 8
-        finally:
-            subprocess.run(["umount", disk], check=True)

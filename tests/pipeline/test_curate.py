@@ -140,7 +140,14 @@ def test_a_second_run_reuses_every_step_and_changes_no_file(curated, ray_here):
     assert all(export.reused for export in summary.exports)
     assert files_of(folder) == before
     plan = dry_run(settings)
-    assert [step.name for step in plan.steps] == ["samples", "unique_uid", "rules", "exact_dedup", "small_files", "prune"]
+    assert [step.name for step in plan.steps] == [
+        "samples",
+        "unique_uid",
+        "rules",
+        "exact_dedup",
+        "small_files",
+        "prune",
+    ]
     assert all(step.reused for step in plan.steps)
     assert files_of(folder) == before
 
@@ -198,7 +205,9 @@ def test_one_new_shard_costs_one_new_part(pool, tmp_path, ray_here):
 def test_too_many_rejects_stop_the_run_before_anything_downstream(pool, tmp_path, ray_here):
     strict = config(pool, tmp_path).pool.model_dump() | {"max_reject_fraction": 0.01}
     settings = config(pool, tmp_path, pool=strict)
-    with pytest.raises(LimitExceeded, match=r"at most 1\.00% of the \d+ samples .*pool\.max_reject_fraction.*worst shards"):
+    with pytest.raises(
+        LimitExceeded, match=r"at most 1\.00% of the \d+ samples .*pool\.max_reject_fraction.*worst shards"
+    ):
         run(settings)
     assert not settings.store.exists("ledger.json")
     assert not (tmp_path / "rules").exists()

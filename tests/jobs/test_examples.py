@@ -1,0 +1,97 @@
+"""The configs in examples/, run as their first lines say, on pools of a few samples."""
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from jobs.main import main
+from pipeline.config.loader import load_config
+from pipeline.curation import Curation
+from tests.small_pools import jpeg, sound, tar_bytes
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+pytestmark = pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors")  # few shards, many encoders
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A server that AWS's own environment variables lead to, here and in the workers that start after it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "key")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield s3fs.S3FileSystem()
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def ray_with_s3(s3, request):
+    """Ray, started when the variables are set."""
+    request.getfixturevalue("ray_here")
+    return s3
+
+
+def set_all(**values: object) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_a_valid_config_that_says_how_to_run_it(path):
+    assert load_config(str(path), Curation).steps
+    words = path.read_text()
+    assert words.startswith("# ")
+    assert "winnow curate examples/" in words or "winnow demo" in words
+
+
+@pytest.mark.ray
+def test_images_in_parquet(ray_with_s3, tmp_path, capsys):
+    for number in range(2):
+        images = [{"bytes": jpeg(40 * number + row, side=40), "path": None} for row in range(30)]
+        texts = [f"a caption of row {row}" for row in range(30)]
+        pq.write_table(pa.table({"image": images, "text": texts}), tmp_path / f"{number}.parquet")
+    assigned = {
+        "pool.path": f"{tmp_path}/*.parquet",
+        "workspace": tmp_path / "work",
+        "export.0.path": tmp_path / "tars",
+        "export.1.path": tmp_path / "kept",
+    }
+    assert main(["curate", str(EXAMPLES / "images_in_parquet.yaml"), *set_all(**assigned)]) == 0
+    assert "60 samples seen = 30 kept + 30 dropped + 0 rejected" in capsys.readouterr().out
+    assert sum(pq.read_table(path).num_rows for path in (tmp_path / "kept").rglob("*.parquet")) == 30
+
+
+@pytest.mark.ray
+def test_tars_on_s3(ray_with_s3, capsys):
+    s3 = ray_with_s3
+    s3.mkdir("data")
+    for number in range(2):
+        samples = [{**parts, "jpg": jpeg(40 * number + row, side=40)} for row, parts in enumerate(sound(30))]
+        s3.pipe(f"data/pool/{number:05d}.tar", tar_bytes(samples))
+    assigned = {
+        "pool.path": "s3://data/pool/*.tar",
+        "workspace": "s3://data/work",
+        "export.0.path": "s3://data/curated",
+        "export.1.path": "s3://data/subset.npy",
+    }
+    arguments = ["curate", str(EXAMPLES / "tars_on_s3.yaml"), *set_all(**assigned)]
+    assert main(arguments) == 0
+    assert "60 samples seen = 24 kept + 36 dropped + 0 rejected" in capsys.readouterr().out
+    assert len(np.load(io.BytesIO(s3.cat_file("data/subset.npy")))) == 24
+    assert main(arguments) == 0
+    assert "nothing to do: every step reused" in capsys.readouterr().out
+    assert json.loads(s3.cat_file("data/work/summary.json"))["kept"] == 24

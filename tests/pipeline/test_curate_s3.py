@@ -1,0 +1,160 @@
+"""A curation with everything on S3: the same ledger as on a disk, nothing done twice, no credentials left behind."""
+
+import io
+import json
+import logging
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from operators.errors import WorkspaceError
+from pipeline.curate import check, curate
+from pipeline.curation import Curation
+from pipeline.ledger import ledger_sha256
+from pipeline.progress import Progress
+from pipeline.storage import Store
+from tests.small_pools import jpeg, sound, tar_bytes
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors"),  # few shards for several encoders
+]
+LEFTOVERS = ("attempt", "probe", "pieces", "found")
+
+SECRET = "a-secret-of-the-test"
+SHARDS = {
+    "a/0.tar": [*sound(20, {"uid": "0" * 31 + "1"}, {"uid": "nonsense"}), {"jpg": b"no image", "txt": b"a text"}],
+    "a/1.tar": [*sound(12, {"uid": "0" * 31 + "1"}), {"jpg": jpeg(200)}],
+}
+STEPS = [
+    {"step": "exact_dedup"},
+    {"step": "filter", "column": "bytes", "keep_fraction": 0.9, "best": "lowest"},
+    {"step": "prune", "method": "dbp", "model": "raw", "clusters": 3, "keep": 9, "neighbours": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def storage():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield {"endpoint_url": f"http://{host}:{port}", "key": "a-key-of-the-test", "secret": SECRET}
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(storage):
+    """A client of its own, so that what the run's client remembers of listings is not what the tests see."""
+    fs = s3fs.S3FileSystem(**storage, use_listings_cache=False, skip_instance_cache=True)
+    fs.mkdir("bucket")
+    for name, samples in SHARDS.items():
+        fs.pipe(f"bucket/pool/{name}", tar_bytes(samples))
+    return fs
+
+
+def config(pool: str, workspace: str, out: str, storage: dict) -> Curation:
+    exports = [("webdataset", f"{out}/tars"), ("parquet", f"{out}/tables"), ("uids", f"{out}/subset.npy")]
+    exports += [("keys", f"{out}/keys.parquet")]
+    return Curation.model_validate(
+        {
+            "pool": {
+                "format": "webdataset",
+                "path": f"{pool}/*/*.tar",
+                "storage": storage,
+                "max_reject_fraction": 0.2,
+                "chunk_samples": 4,
+            },
+            "workspace": workspace,
+            "storage": storage,
+            "models": {"raw": {"library": "pixels", "size": 4}},
+            "steps": STEPS,
+            "export": [{"format": name, "path": path, "storage": storage} for name, path in exports],
+        }
+    )
+
+
+def run(settings: Curation):
+    return curate(settings, check(settings), workers=3, progress=Progress())
+
+
+@pytest.fixture(scope="module")
+def remote(storage, bucket, ray_here):
+    settings = config("s3://bucket/pool", "s3://bucket/work", "s3://bucket/out", storage)
+    return settings, run(settings)
+
+
+def content(bucket, folder: str) -> dict[str, bytes]:
+    return {path: bucket.cat_file(path) for path in bucket.find(folder)}
+
+
+def test_the_ledger_is_that_of_a_run_on_a_disk(remote, tmp_path):
+    settings, summary = remote
+    for name, samples in SHARDS.items():
+        (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pool" / name).write_bytes(tar_bytes(samples))
+    local = config(str(tmp_path / "pool"), str(tmp_path / "work"), str(tmp_path / "out"), {})
+    on_disk = run(local)
+    assert ledger_sha256(settings.store) == ledger_sha256(local.store)
+    assert (summary.samples_seen, summary.kept) == (on_disk.samples_seen, on_disk.kept) == (34, 9)
+    assert summary.rejected == {"duplicate_uid": 1, "missing_text": 1, "undecodable_image": 1}
+    assert summary.uids == {"supplied": 2, "invalid": 1}
+
+
+def test_exports_are_those_of_a_run_on_a_disk(remote, bucket, tmp_path):
+    _, summary = remote
+    assert [export.samples for export in summary.exports] == [9, 9, 9, 9]
+    subset = np.load(io.BytesIO(bucket.cat_file("bucket/out/subset.npy")))
+    assert len(subset) == 9
+    keys = pq.read_table(io.BytesIO(bucket.cat_file("bucket/out/keys.parquet")))
+    assert keys.num_rows == 9
+    assert any(path.endswith(".tar") for path in bucket.find("bucket/out/tars"))
+
+
+def test_a_second_run_reuses_everything_and_changes_no_object(remote, bucket):
+    settings, _ = remote
+    before = {path: info["LastModified"] for path, info in bucket.find("bucket", detail=True).items()}
+    summary = run(settings)
+    assert summary.reused
+    assert {path: info["LastModified"] for path, info in bucket.find("bucket", detail=True).items()} == before
+
+
+def test_no_attempt_leaves_anything_behind(remote, bucket):
+    assert not [path for path in bucket.find("bucket") if any(word in path for word in LEFTOVERS)]
+
+
+def test_credentials_are_in_no_object(remote, bucket, storage):
+    for path, data in content(bucket, "bucket").items():
+        text = data + (repr(pq.read_table(io.BytesIO(data)).to_pylist()).encode() if path.endswith(".parquet") else b"")
+        for secret in (storage["key"], storage["secret"]):
+            assert secret.encode() not in text, path
+
+
+def test_the_record_keeps_the_endpoint(remote, bucket, storage):
+    record = json.loads(bucket.cat_file("bucket/work/run.json"))
+    assert record["config"]["storage"] == {"endpoint_url": storage["endpoint_url"]}
+
+
+def test_wrong_bucket(storage, ray_here):
+    settings = config("s3://bucket/pool", "s3://no-such-bucket/work", "s3://bucket/out", storage)
+    with pytest.raises(WorkspaceError, match="s3://no-such-bucket/work must be a folder that can be written to, got: "):
+        check(settings)
+
+
+def test_a_listing_never_hides_what_another_process_wrote(storage, bucket):
+    store = Store("s3://bucket/shared", storage)
+    bucket.pipe("bucket/shared/folder/1", b"one")
+    assert store.find("folder") == {"folder/1": 3}
+    bucket.pipe("bucket/shared/folder/2", b"second")
+    assert store.exists("folder/2")
+    with store.open("folder/2") as file:
+        assert file.read() == b"second"
+    assert store.publish("folder/2", b"second")
+    assert not store.publish("folder/2", b"other")
+    bucket.pipe("bucket/shared/folder/3", b"third")
+    store.remove("folder")
+    assert bucket.find("bucket/shared") == []
