@@ -153,7 +153,7 @@ def test_a_second_run_reuses_every_step_and_changes_no_file(curated, ray_here):
 
 
 def test_no_attempt_leaves_anything_behind(curated):
-    settings, _, folder = curated
+    _settings, _, folder = curated
     names = files_of(folder)
     assert not [name for name in names if "attempt" in name or "probe" in name or "pieces" in name]
 
