@@ -46,6 +46,6 @@ demo: $(INSTALLED)  ## curate a synthetic pool on this machine, from raw shards 
 bench: $(INSTALLED)  ## side-by-side measurements
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-clean:  ## remove the environment, caches and demo runs
-	rm -rf .venv build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean:  ## remove the environment, caches and the demo's run
+	rm -rf .venv build dist runs/demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,12 +1,12 @@
 """Images per second through the pipeline, over a bare preload-decode-forward loop on the same cores.
 
-    python -m benchmarks.pipeline [--images 1024] [--cores 4] [--repeats 3]
+    python -m benchmarks.pipeline [--images 2048] [--cores 4] [--repeats 3]
 
 Both use open_clip's ViT-B/32 with random weights at 224 px, in float32. The loop holds every file in memory, decodes a
 batch of 32 with the reference transform on as many threads as there are cores, and runs the model on as many. The
-pipeline reads tars, decodes, encodes, writes pieces and publishes parts; its clock runs from the moment when as many
-chunks are done as there are encoders, so that neither Ray's start nor the loading of weights counts, to the last part.
-Medians of interleaved runs.
+pipeline reads tars, decodes, encodes, writes pieces and publishes parts; its rate is that of the images by which a long
+pass exceeds a short one, so that neither the loading of weights counts nor what was decoded meanwhile. Medians of
+interleaved runs.
 """
 
 import argparse
@@ -35,21 +35,13 @@ from pipeline.curation import Curation
 from pipeline.embed import make
 from pipeline.engine import Resources, engine
 from pipeline.pool import list_shards
-from pipeline.progress import Progress, StepProgress
+from pipeline.progress import Progress
 
 BATCH = 32
 
 
-class Stopwatch(Progress):
-    """Notes when how many rows were done."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.marks: list[tuple[float, int]] = []
-
-    def advanced(self, step: StepProgress) -> None:
-        """Adds a mark."""
-        self.marks.append((self.clock(), step.rows))
+SHORT = 256
+"""Images of the short pass."""
 
 
 def write_tars(folder: Path, files: list[bytes], num_shards: int) -> None:
@@ -94,39 +86,40 @@ def bare_loop(files: list[bytes], cores: int) -> float:
         return len(files) / (time.perf_counter() - started)
 
 
-def pipeline_rate(pool: Path, cores: int) -> float:
-    """Images per second of one pass that makes `samples` and the embeddings of a pool."""
+def pass_seconds(pool: Path, cores: int) -> float:
+    """Wall time of one pass that makes `samples` and the embeddings of a pool."""
     with tempfile.TemporaryDirectory() as workspace:
         config = Curation.model_validate(
             {
-                "pool": {"format": "webdataset", "path": f"{pool}/*.tar", "chunk_samples": BATCH},
+                "pool": {"format": "webdataset", "path": f"{pool}/*.tar"},
                 "workspace": workspace,
                 "models": {"clip": {"library": "open_clip", "name": "ViT-B-32", "weights": "random"}},
             }
         )
-        watch = Stopwatch()
-        run = start_run(config, list_shards(config.pool), workers=cores, progress=watch)
+        run = start_run(config, list_shards(config.pool), workers=cores, progress=Progress())
+        started = time.perf_counter()
         make(run, [("clip", "image")])
-        ended = watch.clock()
-    started, done = watch.marks[cores - 1]
-    return (run.samples.rows - done) / (ended - started)
+        return time.perf_counter() - started
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--images", type=int, default=2048, help="by which the long pass exceeds the short one")
     parser.add_argument("--cores", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     assert OpenClipSettings.model_fields["batch_size"].default == BATCH
     with ThreadPoolExecutor(args.cores) as threads:
-        files = list(threads.map(photo_like, range(args.images)))
+        files = list(threads.map(photo_like, range(SHORT + args.images)))
     bare, piped = [], []
     with tempfile.TemporaryDirectory() as folder, engine(Resources(workers=args.cores)):
-        write_tars(Path(folder), files, num_shards=2 * args.cores)
+        short, long = Path(folder, "short"), Path(folder, "long")
+        for path, count in ((short, SHORT), (long, SHORT + args.images)):
+            path.mkdir()
+            write_tars(path, files[:count], num_shards=2 * args.cores)
         for _ in range(args.repeats):
-            bare.append(bare_loop(files, args.cores))
-            piped.append(pipeline_rate(Path(folder), args.cores))
+            bare.append(bare_loop(files[: args.images // 2], args.cores))
+            piped.append(args.images / (pass_seconds(long, args.cores) - pass_seconds(short, args.cores)))
             print(f"  bare loop {bare[-1]:.1f} images/s, pipeline {piped[-1]:.1f} images/s", flush=True)
         ray.shutdown()
     ratios = [ours / theirs for ours, theirs in zip(piped, bare, strict=True)]

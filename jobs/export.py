@@ -2,31 +2,30 @@
 
     winnow export WORKSPACE --format webdataset|parquet|uids|keys --to PATH
                   [--max-samples-per-shard 10000] [--max-shard-bytes 3000000000]
-                  [--storage KEY=VALUE]... [--workers N] [--address ADDRESS]
+                  [--storage KEY=VALUE]... [--to-storage KEY=VALUE]... [--workers N] [--address ADDRESS]
 
 webdataset is a folder of tars with the original bytes, parquet a folder of tables, uids DataComp's subset file (.npy),
-keys a Parquet file for `winnow.load_kept`. --storage gives fsspec an option for PATH (`endpoint_url=http://...`),
---address joins a running Ray cluster (so does RAY_ADDRESS).
+keys a Parquet file for `winnow.load_kept`. --storage gives fsspec an option to open WORKSPACE
+(`endpoint_url=http://...`), --to-storage one for PATH, --address joins a running Ray cluster (so does RAY_ADDRESS).
 """
 
 import argparse
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from operators.errors import ConfigError
+from pipeline.arguments import add_workspace, open_workspace, read_options
 from pipeline.console import print_table
 from pipeline.engine import Resources, engine
 from pipeline.export.run import export
 from pipeline.export.settings import Export
 from pipeline.progress import open_progress
 from pipeline.record import open_run
-from pipeline.storage import Store
 
 _OPTIONS = {
     "path": "--to",
-    "storage": "--storage",
+    "storage": "--to-storage",
     "max_samples_per_shard": "--max-samples-per-shard",
     "max_shard_bytes": "--max-shard-bytes",
 }
@@ -35,24 +34,26 @@ _OPTIONS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("workspace", metavar="WORKSPACE", help="of a run that has finished")
+    add_workspace(parser)
     parser.add_argument("--format", required=True, choices=("webdataset", "parquet", "uids", "keys"))
     parser.add_argument(
         "--to", dest="path", metavar="PATH", required=True, help="a folder, or a file for uids and keys"
     )
     parser.add_argument("--max-samples-per-shard", type=int, help="of a tar (default 10000)")
     parser.add_argument("--max-shard-bytes", type=int, help="of a tar (default 3000000000)")
-    parser.add_argument("--storage", metavar="KEY=VALUE", action="append", default=[], help="an option for fsspec")
+    parser.add_argument(
+        "--to-storage", metavar="KEY=VALUE", action="append", default=[], help="an option for fsspec to open PATH"
+    )
     parser.add_argument("--workers", type=int, help="CPU workers (default: all)")
     parser.add_argument("--address", help="of a running Ray cluster")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports and prints what was written; returns the exit code."""
-    settings = read_settings(args)
+    settings, store = read_settings(args), open_workspace(args)
     resources = Resources(workers=args.workers)
     with engine(resources, args.address) as workers, open_progress() as progress:
-        latest, _ = open_run(Store(args.workspace), workers=workers, progress=progress)
+        latest, _ = open_run(store, workers=workers, progress=progress)
         done = export(latest, settings)
     time = "reused" if done.reused else f"{done.seconds:.1f} s"
     print_table(
@@ -64,20 +65,13 @@ def run(args: argparse.Namespace) -> int:
 
 def read_settings(args: argparse.Namespace) -> Export:
     """The settings that the arguments stand for. Raises ConfigError, naming the option that is wrong."""
-    given: dict[str, Any] = {"storage": dict(_split(option) for option in args.storage)}
+    given: dict[str, Any] = {"storage": read_options(_OPTIONS["storage"], args.to_storage)}
     given |= {name: getattr(args, name) for name in _OPTIONS if name != "storage"}
     chosen = {name: value for name, value in given.items() if value is not None}
     try:
         return TypeAdapter[Export](Export).validate_python({"format": args.format, **chosen})
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(args.format, problem) for problem in error.errors())) from error
-
-
-def _split(option: str) -> tuple[str, Any]:
-    key, equals, value = option.partition("=")
-    if not key or not equals:
-        raise ConfigError(f"--storage must be KEY=VALUE, got {option!r}")
-    return key, yaml.safe_load(value)
 
 
 def _explain(chosen: str, problem: Any) -> str:

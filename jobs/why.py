@@ -1,8 +1,9 @@
 """Says what became of one sample, and by which numbers.
 
-    winnow why WORKSPACE UID
+    winnow why WORKSPACE UID [--storage KEY=VALUE]...
 
 UID is the 32 hexadecimal digits that the ledger, the report and the exports show. Reads one file of the ledger.
+--storage gives fsspec an option to open WORKSPACE (`endpoint_url=http://...`).
 """
 
 import argparse
@@ -11,16 +12,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from operators.errors import InputError
+from pipeline.arguments import add_workspace, open_workspace
 from pipeline.console import show
 from pipeline.ledger import find_rows
-from pipeline.storage import Store
 
 _UID = re.compile(r"[0-9a-f]{32}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("workspace", metavar="WORKSPACE", help="of a run that has finished")
+    add_workspace(parser)
     parser.add_argument("uid", metavar="UID", help="32 hexadecimal digits")
 
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     uid = args.uid.strip().lower()
     if not _UID.fullmatch(uid):
         raise InputError(f"UID must be 32 hexadecimal digits, got {args.uid!r}")
-    rows = find_rows(Store(args.workspace), uid)
+    rows = find_rows(open_workspace(args), uid)
     if not rows:
         raise InputError(f"UID must be one that {args.workspace} knows: no sample has uid {uid}")
     print("\n\n".join(describe(row) for row in rows))

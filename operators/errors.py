@@ -6,9 +6,16 @@
     |   |-- InputError           a pool, a table or a file that cannot serve as what the config says it is
     |   |-- ModelError           weights, names or towers of a model
     |   `-- WorkspaceError       a workspace that cannot be written, read or trusted
-    `-- LimitExceeded            exit code 3: a limit of the config stopped the run
+    |-- LimitExceeded            exit code 3: a limit of the config stopped the run
+    `-- UnusableImage            operators.images: one image that costs its sample; never leaves the reading
 
-Each takes one message and survives pickling, so that it crosses process borders whole.
+Each survives pickling, so that it crosses process borders whole; all but `UnusableImage` take one message.
+
+Signals between two functions are no part of the tree, and no user ever sees them:
+
+    ShardDamagedError            pipeline.readers.sample: ends the reading of a shard early
+    NotPublished                 pipeline.run: a dry run came to what a real one would have to make
+    KeyProblem                   pipeline.config.problems: a ValueError by which a validator blames another key
 """
 
 

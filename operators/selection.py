@@ -133,6 +133,11 @@ def values_of(keys_N: Words, descending: bool) -> NDArray[np.float64]:
     return (ascending_N ^ np.where(ascending_N & _SIGN, _SIGN, _TOP)).view(np.float64)
 
 
+def unit_values(hash_N: Words) -> NDArray[np.float64]:
+    """Hashes that serve as value keys, as the draws from [0, 1] that they stand for."""
+    return hash_N / 2.0**64
+
+
 def summarise(keys: Keys, num_groups: int) -> Summary:
     """One worker's rows, counted by group."""
     assert keys.group_N.size == 0 or 0 <= keys.group_N.min() <= keys.group_N.max() < num_groups

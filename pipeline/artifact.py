@@ -6,8 +6,8 @@ Layout, relative to the workspace:
     <step>/<hash>/<part id>/part.json            the commit: it names the file above, its rows and counts
     <step>/<hash>/manifest-<digest>.json         lists the parts of one pool; written last
 
-A part id is the shard's fingerprint, followed by the digest of the rows that entered where only some did. So one new
-shard costs one new part, and a file that no `part.json` names is what a dead attempt left behind: never read.
+A part id is a digest of the shard's fingerprint, of how it is read, and of the rows that entered where only some did.
+So one new shard costs one new part. A file that no `part.json` names is what a dead attempt left behind: never read.
 """
 
 import importlib.metadata
@@ -137,6 +137,14 @@ def published_parts(store: Store, folder: str, part_ids: Iterable[str]) -> dict[
     found = store.find(folder)
     homes = [part_id for part_id in part_ids if f"{folder}/{part_id}/part.json" in found]
     return {part_id: read_part(store, f"{folder}/{part_id}") for part_id in homes}
+
+
+def find_part(store: Store, home: str) -> Part | None:
+    """The committed record of a part's folder, if there is one."""
+    try:
+        return read_part(store, home)
+    except FileNotFoundError:
+        return None
 
 
 def read_columns(store: Store, path: str, columns: list[str] | None = None) -> pa.Table:

@@ -4,10 +4,17 @@ Legend: K clusters, D dimensions.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+Iterations = Annotated[int, Field(ge=0)]
+"""Updates of the centroids at most."""
+
+Tolerance = Annotated[float, Field(ge=0, lt=1)]
+"""A share of the inertia."""
 
 
 class KMeansSettings(BaseModel):
@@ -23,8 +30,8 @@ class KMeansSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     clusters: int = Field(ge=1)
-    iterations: int = Field(default=20, ge=0)
-    tolerance: float = Field(default=0.0, ge=0.0, lt=1.0)
+    iterations: Iterations = 20
+    tolerance: Tolerance = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipeline.export.run import export
 from pipeline.export.target import open_target
 from pipeline.ledger_writer import write_ledger
 from pipeline.limits import check_limits
-from pipeline.models import check_model
+from pipeline.models import check_model, decide_precision
 from pipeline.pool import Shard, check_source, list_shards
 from pipeline.progress import Progress, open_progress
 from pipeline.record import write_record
@@ -23,8 +23,12 @@ from pipeline.steps.unique_uid import UniqueUid
 from pipeline.summary import Summary, summarise, write_summary
 
 
-def check(config: Curation) -> list[Shard]:
+def check(config: Curation, *, dry: bool = False) -> list[Shard]:
     """Checks what can be known before any work: paths, columns, weights, lists, functions, where things are written.
+
+    Args:
+        config: of the run.
+        dry: do not try to write anywhere.
 
     Returns:
         the pool's shards, sorted by name.
@@ -42,9 +46,9 @@ def check(config: Curation) -> list[Shard]:
             raise ModelError(f"models.{name}: {error}") from error
     for step in config.steps:
         step.check()
-    config.store.check_writable()
-    for target in config.export:
-        open_target(target).store.check_writable()
+    stores = [config.store, *(open_target(target).store for target in config.export)]
+    for store in [] if dry else stores:
+        store.check_writable()
     return shards
 
 
@@ -61,16 +65,18 @@ def curate(config: Curation, shards: Sequence[Shard], *, workers: int, progress:
     Raises:
         UserError, LimitExceeded: nothing half-done is visible; a later run goes on from what was published.
     """
+    config = config.resolved()
     run = start_run(config, shards, workers=workers, progress=progress)
-    for _ in run_steps(run, config.steps):
-        pass
-    run.artifacts["ledger"] = write_ledger(run, run.verdicts)
-    write_record(config, run)
-    exports = [export(run, settings) for settings in config.export]
-    summary = summarise(run, exports)
-    write_summary(run, summary)
-    if config.report:
-        write_report(run, config.steps, summary)
+    with config.store.locked():
+        for _ in run_steps(run, config.steps):
+            pass
+        run.artifacts["ledger"] = write_ledger(run, run.verdicts)
+        write_record(config, run)
+        exports = [export(run, settings) for settings in config.export]
+        summary = summarise(run, exports)
+        write_summary(run, summary)
+        if config.report:
+            write_report(run, config.steps, summary)
     return summary
 
 
@@ -81,7 +87,7 @@ def start_run(config: Curation, shards: Sequence[Shard], *, workers: int, progre
         pool=config.pool,
         shards=shards,
         seed=config.seed,
-        models=config.models,
+        models={name: decide_precision(settings) for name, settings in config.models.items()},
         workers=workers,
         threads=config.resources.threads,
         progress=progress,

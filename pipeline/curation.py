@@ -1,20 +1,24 @@
 """The config of `winnow curate`, and what can be checked of it without reading the pool."""
 
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.encoders.settings import ModelSettings
+from operators.encoders.settings import ModelSettings, PixelsSettings
 from pipeline.config.problems import KeyProblem
 from pipeline.engine import Resources
 from pipeline.export.settings import Export
 from pipeline.pool import Pool
-from pipeline.steps.base import Step
+from pipeline.steps.base import NAME, Step
+from pipeline.steps.deny import Deny
 from pipeline.steps.registry import AnyStep
-from pipeline.storage import Store
+from pipeline.storage import Store, absolute
+from pipeline.stream.work import SAMPLES_SCHEMA
 
-_RESERVED = {"samples", "unique_uid", "ledger", "report", "pieces", "pool"}
+S = TypeVar("S", bound=BaseModel)
+
+_RESERVED = {"samples", "unique_uid", "ledger", "report", "pieces", "pool", "exports", *SAMPLES_SCHEMA.names}
 _WITH_TEXT = {"open_clip"}
 
 
@@ -39,7 +43,7 @@ class Curation(BaseModel):
     workspace: str = Field(min_length=1)
     storage: dict[str, Any] = Field(default_factory=dict)
     seed: int = Field(default=0, ge=0)
-    models: dict[str, ModelSettings] = Field(default_factory=dict)
+    models: dict[Annotated[str, Field(pattern=f"^{NAME}$")], ModelSettings] = Field(default_factory=dict)
     steps: tuple[AnyStep, ...] = ()
     export: tuple[Export, ...] = ()
     report: bool = True
@@ -47,9 +51,21 @@ class Curation(BaseModel):
 
     @property
     def store(self) -> Store:
-        """The workspace. A local one is made absolute: workers of a cluster may run in other folders."""
-        is_local = "://" not in self.workspace
-        return Store(str(Path(self.workspace).absolute()) if is_local else self.workspace, self.storage)
+        """The workspace."""
+        return Store(absolute(self.workspace), self.storage)
+
+    def resolved(self) -> Self:
+        """The same job with every path absolute, for workers and later commands that run in other folders."""
+        sources = [_resolve(source, ("path", "root", "labels_path")) for source in self.pool.sources]
+        deny = ("uids", "urls", "image_hashes")
+        resolved = {
+            "pool": self.pool.model_copy(update={"sources": tuple(sources)}),
+            "workspace": self.store.url,
+            "models": {name: _resolve_model(model) for name, model in self.models.items()},
+            "steps": tuple(_resolve(step, deny) if isinstance(step, Deny) else step for step in self.steps),
+            "export": tuple(_resolve(export, ("path",)) for export in self.export),
+        }
+        return self.model_copy(update=resolved)
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
@@ -85,3 +101,17 @@ class Curation(BaseModel):
                 raise KeyProblem(
                     ("steps", i, "model"), f"must name a model with a text tower, got {model!r} of library {library}"
                 )
+
+
+def _resolve(settings: S, names: Sequence[str]) -> S:
+    """The settings with the paths among `names` that are given made absolute."""
+    given = {name: path for name in names if (path := getattr(settings, name))}
+    return settings.model_copy(update={name: absolute(path) for name, path in given.items()})
+
+
+def _resolve_model(model: ModelSettings) -> ModelSettings:
+    """`hub`, `random` and tags are words without a dot or a slash; a folder of such a name can be written `./name`."""
+    if isinstance(model, PixelsSettings):
+        return model
+    names = ["weights"] if "." in model.weights or "/" in model.weights else []
+    return _resolve(model, [*names, "name"] if model.name.endswith(".json") else names)

@@ -38,7 +38,7 @@ class DryRun:
 
 def dry_run(config: Curation) -> DryRun:
     """Checks the config as a run would, and looks up what is there; starts no Ray and makes nothing."""
-    shards = check(config)
+    shards = check(config, dry=True)
     run = start_run(config, shards, workers=1, progress=Progress(), dry=True)
     kinds = ["samples", "unique_uid", *(step.step for step in config.steps)]
     titles = ["samples", "unique_uid", *(step.title for step in config.steps)]

@@ -4,8 +4,9 @@ One pass over the shards makes all that is first needed at the same place. What 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.artifact import Artifact, Part, publish_manifest, published_parts
 from pipeline.models import model_identity
@@ -15,14 +16,13 @@ from pipeline.storage import digest
 from pipeline.stream.flow import new_attempt, run_pass
 from pipeline.stream.work import EMBEDDING_VERSION, SAMPLES_VERSION, Need, Pass, ShardWork
 
-_NOT_READING = {"path", "root", "name", "weight", "storage"}
+_NOT_READING = {"path", "root", "name", "weight", "storage", "labels_path"}
 """Source settings that say where shards lie, not how they are read: moving a pool redoes nothing."""
 
 
 def samples_folder(pool: Pool) -> str:
     """Where the `samples` artifact of a pool lies."""
-    limits = pool.model_dump(mode="json", include={"max_pixels", "max_member_bytes", "chunk_samples"})
-    return f"samples/{digest(SAMPLES_VERSION, limits)}"
+    return f"samples/{digest(SAMPLES_VERSION, _limits(pool))}"
 
 
 def samples_id(pool: Pool, shard: Shard) -> str:
@@ -39,10 +39,13 @@ def make(run: Run, needs: Sequence[tuple[str, Modality]]) -> None:
         needs: (model, modality) pairs; those that the run has already are left as they are.
     """
     started = time.monotonic()
-    ids = [samples_id(run.pool, shard) for shard in run.shards]
-    targets = [_Target("samples", samples_folder(run.pool), ids)]
+    ids = _samples_ids(run)
+    targets = [_Target("samples", samples_folder(run.pool), ids, _limits(run.pool))]
     wanted = [_need(run, *need) for need in needs if need not in run.embeddings]
-    targets += [_Target(need.name, need.folder, _embedding_ids(run, ids)) for need in wanted]
+    targets += [
+        _Target(need.name, need.folder, _embedding_ids(run, ids), _embedding_settings(run, need.model, need.modality))
+        for need in wanted
+    ]
 
     published = [run.artifacts.get(target.name) or _find(run, target) for target in targets]
     made = [
@@ -66,11 +69,12 @@ def make(run: Run, needs: Sequence[tuple[str, Modality]]) -> None:
 
 @dataclass(frozen=True)
 class _Target:
-    """An artifact that a pass may have to make: its name, its folder, and the part ids in the order of the shards."""
+    """An artifact that a pass may have to make: the part ids in the order of the shards, the settings to record."""
 
     name: str
     folder: str
     ids: Sequence[str]
+    settings: Mapping[str, Any]
 
 
 def _stream(
@@ -79,6 +83,7 @@ def _stream(
     """Passes over the shards that lack a part of some target, and adds what was made to `made`."""
     samples, *embeddings = targets
     works = []
+    entering: list[Part | None] = []
     for i, shard in enumerate(run.shards):
         part = made[0].get(samples.ids[i])
         lacking = tuple(
@@ -87,21 +92,41 @@ def _stream(
             if target.ids[i] not in parts
         )
         if part is None or lacking:
-            entering = run.entering.parts[i].path if run.entering else None
+            verdicts = run.entering.parts[i] if run.entering else None
             path, rows = (part.path, part.rows) if part else (None, None)
-            works.append(ShardWork(shard, samples.ids[i], path, rows, entering, lacking))
+            works.append(ShardWork(shard, samples.ids[i], path, rows, verdicts.path if verdicts else None, lacking))
+            entering.append(verdicts or part)
     if not works:
         return
     job = Pass(run.store, run.pool, samples.folder, run.models, new_attempt())
     by_folder = {target.folder: parts for target, parts in zip(targets, made, strict=True)}
-    with run.progress.step(title) as progress:
-        for folder, part in run_pass(job, works, workers=run.workers, progress=progress):
-            by_folder[folder][part.id] = part
+    # Rows are known where the samples are.
+    known = [part.counts["kept"] for part in entering if part]
+    total = sum(known) if len(known) == len(works) else None
+    with run.progress.step(title, total) as progress:
+        for folder, part_id, part in run_pass(job, works, workers=run.workers, progress=progress):
+            by_folder[folder][part_id] = part
 
 
 def _need(run: Run, model: str, modality: Modality) -> Need:
-    identity = digest(EMBEDDING_VERSION, model_identity(run.models[model]), modality, samples_folder(run.pool))
+    settings = _embedding_settings(run, model, modality)
+    identity = digest(EMBEDDING_VERSION, settings["model"], modality, settings["samples"])
     return Need(model, modality, f"{model}.{modality}/{identity}")
+
+
+def _embedding_settings(run: Run, model: str, modality: Modality) -> dict[str, Any]:
+    return {"model": model_identity(run.models[model]), "modality": modality, "samples": samples_folder(run.pool)}
+
+
+def _limits(pool: Pool) -> dict[str, Any]:
+    return pool.model_dump(mode="json", include={"max_pixels", "max_member_bytes", "chunk_samples"})
+
+
+def _samples_ids(run: Run) -> list[str]:
+    """The parts that the run has; before it has any, those that it asks for: see `ShardReceipts.part_id`."""
+    if samples := run.artifacts.get("samples"):
+        return [part.id for part in samples.parts]
+    return [samples_id(run.pool, shard) for shard in run.shards]
 
 
 def _embedding_ids(run: Run, ids: Sequence[str]) -> list[str]:
@@ -118,4 +143,4 @@ def _publish(run: Run, target: _Target, made: dict[str, Part], seconds: float) -
     parts = tuple(
         replace(made[part_id], shard=shard.name) for part_id, shard in zip(target.ids, run.shards, strict=True)
     )
-    return publish_manifest(run.store, Artifact(target.name, target.folder, parts, seconds=seconds), {})
+    return publish_manifest(run.store, Artifact(target.name, target.folder, parts, seconds=seconds), target.settings)

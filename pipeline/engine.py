@@ -42,6 +42,9 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
     """Connects to Ray for the length of the context; yields the number of CPU workers.
 
     Joins the cluster at `address` or `RAY_ADDRESS`, or the one this process is connected to; else starts Ray here.
+
+    Raises:
+        ConfigError: no cluster can be reached at the address, or no node has as many CPUs as a worker is to use.
     """
     joined = ray.is_initialized()
     with contextlib.ExitStack() as stack:
@@ -49,6 +52,7 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
         if not joined:
             stack.callback(ray.shutdown)
             _connect(resources, address or os.environ.get("RAY_ADDRESS"))
+        _check_threads(resources.threads)
         # Progress is shown by the jobs themselves; Ray Data would draw its own bars and log that it does not.
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -93,13 +97,36 @@ def _connect(resources: Resources, address: str | None) -> None:
         except (OSError, ValueError) as error:
             raise ConfigError(f"address must be that of a running Ray cluster, got {address!r}: {error}") from error
         return
-    # Workers inherit the environment of the process that starts Ray: what is importable here is importable there.
-    paths = [str(Path.cwd()), *filter(None, sys.path)]
+    with _importable_in_workers():
+        ray.init(
+            address="local",  # without it, Ray joins whatever cluster was last started on this machine
+            num_cpus=resources.workers or os.cpu_count(),
+            object_store_memory=resources.object_store_bytes,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+
+
+@contextlib.contextmanager
+def _importable_in_workers() -> Iterator[None]:
+    """What is importable here is importable in the workers of a Ray started inside: they inherit its environment.
+
+    The working folder comes last, so that a user's `queue.py` does not stand in for the standard library's.
+    """
+    before = os.environ.get("PYTHONPATH")
+    paths = [*filter(None, sys.path), str(Path.cwd())]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    ray.init(
-        num_cpus=resources.workers or os.cpu_count(),
-        object_store_memory=resources.object_store_bytes,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def _check_threads(threads: int) -> None:
+    """Raises ConfigError where no node could ever run a worker of so many threads: Ray would wait for one."""
+    cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    if threads > cpus:
+        raise ConfigError(f"resources.threads must be at most the {cpus} CPUs of the largest node, got {threads}")

@@ -15,17 +15,20 @@ _DISK_ERRORS = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.ERO
 
 _PRINTED_OURS = re.compile(rf"^{re.escape(errors.__name__)}\.(\w+): (.*?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 _PRINTED_DISK = re.compile(r"^(?:OSError|PermissionError): (\[Errno (\d+)\] .*)$", re.MULTILINE)
+_ADVICE_OF_RAY = re.compile(r"(?:\n|: ')Failed to [^\n]+ after \d+/\d+ attempts .*", re.DOTALL)
+"""What Ray Data adds to the message of an error that a generator raises; of an OSError, in place of the file."""
 
 
 def winnow_error(error: BaseException) -> WinnowError | None:
     """The error of ours that an exception is, wraps, or quotes; the outermost when there are several."""
     for cause in causes(error):
         if isinstance(cause, WinnowError):
-            return cause
+            words = _own_words(str(cause))
+            return cause if words == str(cause) else type(cause)(words)
         if printed := _PRINTED_OURS.findall(_text_of_ray(cause)):
             name, message = printed[-1]
             kind = getattr(errors, name, WinnowError)
-            return kind(message.rstrip())  # type: ignore[no-any-return]
+            return kind(_own_words(message.rstrip()))  # type: ignore[no-any-return]
     return None
 
 
@@ -33,7 +36,7 @@ def disk_error(error: BaseException) -> str | None:
     """The message of a disk that is full, read-only or closed to us, where that is what an exception comes from."""
     for cause in causes(error):
         if isinstance(cause, PermissionError) or (isinstance(cause, OSError) and cause.errno in _DISK_ERRORS):
-            return str(cause)
+            return _own_words(str(cause))
         for message, number in _PRINTED_DISK.findall(_text_of_ray(cause)):
             if int(number) in _DISK_ERRORS:
                 return str(message)
@@ -53,6 +56,10 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     yield error
     if error.__cause__ is not None:
         yield from causes(error.__cause__)
+
+
+def _own_words(message: str) -> str:
+    return _ADVICE_OF_RAY.sub("", message)
 
 
 def _text_of_ray(error: BaseException) -> str:

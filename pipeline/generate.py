@@ -14,6 +14,7 @@ Everything about a sample is a pure function of the plan and the sample's index,
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ class Picture:
 def generate_pool(folder: Path, settings: PoolSettings) -> pa.Table:
     """Writes a pool and its truth; the same settings give the same bytes under the same Pillow and numpy.
 
+    All of it appears at once: until then it lies in `.NAME.partial` beside the folder, which the next attempt replaces.
+
     Args:
         folder: a new or an empty folder.
         settings: what to generate.
@@ -92,10 +95,14 @@ def generate_pool(folder: Path, settings: PoolSettings) -> pa.Table:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"the folder to generate into must be new or empty, got {folder}")
     plan = plan_pool(settings)
-    pool = folder / "pool"
-    pool.mkdir(parents=True)
-    truth = pa.concat_tables(_write_shard(pool, plan, shard) for shard in range(settings.num_shards))
-    pq.write_table(truth, folder / "truth.parquet")
+    folder = folder.resolve()
+    partial = folder.with_name(f".{folder.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    (partial / "pool").mkdir(parents=True)
+    truth = pa.concat_tables(_write_shard(partial / "pool", plan, shard) for shard in range(settings.num_shards))
+    pq.write_table(truth, partial / "truth.parquet")
+    partial.rename(folder)
     return truth
 
 

@@ -45,7 +45,8 @@ def write_ledger(run: Run, verdicts: Sequence[Artifact]) -> Artifact:
     started = time.monotonic()
     address = digest(LEDGER_VERSION, run.samples.digest, [(artifact.step, artifact.digest) for artifact in verdicts])
     current = find_ledger(run.store)
-    if current and current.digest == address:
+    if current and current.digest == address and _is_whole(run.store, current):
+        _remove_others(run.store, current)
         return _as_artifact(current, reused=True)
     digits = max(1, len(f"{run.samples.rows // _ROWS_PER_FILE:x}"))
     units = [
@@ -132,6 +133,10 @@ def _as_artifact(ledger: Ledger, *, reused: bool = False, seconds: float = 0.0) 
     counts = {"in": ledger.rows, "kept": ledger.rows}
     part = Part("", ledger.digest, MANIFEST, ledger.rows, 0, "", counts)
     return Artifact("ledger", "ledger", (part,), reused=reused, seconds=seconds)
+
+
+def _is_whole(store: Store, ledger: Ledger) -> bool:
+    return {file.path for file in ledger.files} <= store.find("ledger").keys()
 
 
 def _remove_others(store: Store, ledger: Ledger) -> None:

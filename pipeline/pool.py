@@ -1,7 +1,8 @@
-"""The pool: what the config says of the input, and the shards that are really there.
+r"""The pool: what the config says of the input, and the shards that are really there.
 
 A shard's name is its path relative to its source's root, with `/`; names, not places, identify samples. The listing is
-sorted by name, so nothing that follows can depend on the order in which a store lists.
+sorted by name, so nothing that follows can depend on the order in which a store lists. A file system may hold names
+that are not UTF-8: as names and keys they are text, with `\xe9` for such a byte; as places they stay what they are.
 """
 
 import difflib
@@ -43,6 +44,7 @@ _SUFFIXES: dict[Format, tuple[str, ...]] = {
 """What counts as input in a folder. A glob of tars or tables takes whatever it matches."""
 
 _WILDCARD = re.compile(r"[*?\[]")
+_PASSWORD = re.compile(r"://[^/:]*:[^/]*@")
 _LABELS = "labels"
 
 
@@ -57,7 +59,8 @@ class Source(BaseModel):
         weight: how often the source is drawn in training, relative to the others.
         require_text: reject samples without text. Default: true for webdataset and where `text_column` is named.
         image_column: Parquet column of encoded images (binary, or HuggingFace's struct of bytes and path).
-        path_column: Parquet column of image paths, relative to the Parquet file's folder and below `root`.
+        path_column: Parquet column of image paths, relative to the Parquet file's folder and below `root`. The images
+            count as immutable: another image under an old path is noticed only when the Parquet file changes, too.
         text_column: Parquet column of captions. Default: `text`, else `caption`, where there is one.
         uid_column: Parquet column of uids. Default: `uid` where there is one.
         key_column: Parquet column of unique sample keys. Default: the row number.
@@ -91,6 +94,13 @@ class Source(BaseModel):
         if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"name must be made of letters, digits, '.', '-' and '_', got {name!r}")
         return name
+
+    @field_validator("path", "root", "labels_path")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is not None and names_password(url):
+            raise ValueError(f"must hold no password (it would be recorded), got one for {url.rpartition('@')[2]}")
+        return url
 
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
@@ -168,7 +178,7 @@ class Shard:
         source: index into `Pool.sources`.
         size: bytes.
         fingerprint: 16 hexadecimal digits that change when name, size, ETag or modification time do.
-        files: path and bytes of the files behind it where it is more than `url`: the slice of an image folder,
+        files: place and bytes of the files behind it where it is more than `url`: the slice of an image folder,
             relative to `url`; the labels of an IDX file, a URL.
     """
 
@@ -239,6 +249,16 @@ def locate_root(source: Source) -> tuple[Any, str]:
     return fs, root.rstrip("/")
 
 
+def names_password(url: str) -> bool:
+    """Whether a URL holds a user's password, as in `ftp://user:password@host`."""
+    return _PASSWORD.search(url) is not None
+
+
+def printable(path: str) -> str:
+    r"""A path as text that can be stored: bytes that are not UTF-8 become `\xe9`, as in a tar."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a near miss, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -254,18 +274,20 @@ def _list_source(source: Source, index: int) -> Iterator[Shard]:
     if source.format == "images":
         for number, start in enumerate(range(0, len(files), source.shard_size)):
             part = files[start : start + source.shard_size]
-            yield _make_shard(f"{prefix}images-{number:05d}", _url(fs, root), index, part, part)
+            places = [(file.relative, file.size) for file in part]
+            yield _make_shard(f"{prefix}images-{number:05d}", _url(fs, root), index, part, places)
         return
     for file in files:
         labels = _find_labels(source, fs, file) if source.format == "idx" else []
-        yield _make_shard(prefix + file.relative, _url(fs, file.path), index, [file, *labels], labels)
+        places = [(_url(fs, labels_file.path), labels_file.size) for labels_file in labels]
+        yield _make_shard(prefix + printable(file.relative), _url(fs, file.path), index, [file, *labels], places)
 
 
-def _make_shard(name: str, url: str, source: int, files: Sequence[_File], listed: Sequence[_File]) -> Shard:
+def _make_shard(name: str, url: str, source: int, files: Sequence[_File], places: Sequence[tuple[str, int]]) -> Shard:
     size = sum(file.size for file in files)
     identity = "\0".join([name, *(f"{file.relative}\0{file.size}\0{file.stamp}" for file in files)])
     fingerprint = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-    return Shard(name, url, source, size, fingerprint, tuple((file.relative, file.size) for file in listed))
+    return Shard(name, url, source, size, fingerprint, tuple(places))
 
 
 def _reach(source: Source) -> tuple[Any, str]:
@@ -324,7 +346,7 @@ def _find_labels(source: Source, fs: Any, images: _File) -> list[_File]:
         if not fs.isfile(path):
             raise InputError(f"labels_path must be a file, got {source.labels_path}")
     info = fs.info(path)
-    return [_File(path, _url(fs, path), info["size"], _stamp(info))]
+    return [_File(path, posixpath.basename(path), info["size"], _stamp(info))]
 
 
 def _stamp(info: Mapping[str, Any]) -> str:

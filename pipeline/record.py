@@ -7,22 +7,28 @@ from operators.errors import WorkspaceError
 from pipeline.artifact import manifest_name, read_manifest
 from pipeline.config.loader import canonical
 from pipeline.curation import Curation
-from pipeline.pool import list_shards
+from pipeline.embed import samples_id
+from pipeline.pool import list_shards, names_password
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.storage import Store, to_json
 
 RECORD = "run.json"
-_SECRETS = {"key", "secret", "token", "password", "username", "client_kwargs", "config_kwargs"}
+_PUBLIC = {
+    *("endpoint_url", "region", "region_name", "profile", "anon", "requester_pays", "version_aware"),
+    *("use_ssl", "verify", "host", "port", "project", "account_name", "addressing_style", "signature_version"),
+    *("client_kwargs", "config_kwargs", "s3"),  # they hold other options
+}
+"""Storage options, and options inside them, that are recorded. Any other may be a credential under some name."""
 
 
 def write_record(config: Curation, run: Run) -> None:
     """Records the run's config and artifacts; writes nothing when they are the recorded ones.
 
-    Credentials among the storage options are left out: whoever opens the record brings their own.
+    Only `_PUBLIC` storage options are recorded: whoever opens the record brings credentials of their own.
     """
     record = {
-        "config": _without_secrets(canonical(config)),
+        "config": _publishable(canonical(config)),
         "artifacts": {
             name: {
                 "folder": artifact.folder,
@@ -46,7 +52,8 @@ def open_run(store: Store, *, workers: int, progress: Progress) -> tuple[Run, Cu
         the run with all its artifacts, and its config.
 
     Raises:
-        WorkspaceError: no run has finished here, or the pool's shards are no longer those it read.
+        WorkspaceError: no run has finished here, or the pool's shards are no longer those it read, name by name and
+            byte by byte as far as size and time of modification tell.
     """
     try:
         record = store.read_json(RECORD)
@@ -57,11 +64,13 @@ def open_run(store: Store, *, workers: int, progress: Progress) -> tuple[Run, Cu
     run = Run(store, config.pool, shards, config.seed, config.models, workers, config.resources.threads, progress)
     for name, place in record["artifacts"].items():
         run.artifacts[name] = read_manifest(store, place["folder"], place["manifest"])
-    known = [part.shard for part in run.samples.parts]
-    if known != [shard.name for shard in shards]:
+    read = {part.shard: part.id for part in run.samples.parts}
+    there = {shard.name: samples_id(config.pool, shard) for shard in shards}
+    changed = sorted(name for name in read.keys() | there.keys() if read.get(name) != there.get(name))
+    if changed:
         raise WorkspaceError(
-            f"the pool of {store.url} must still have the {len(known)} shards that its run read, got {len(shards)} "
-            "or others: run `winnow curate` again"
+            f"the pool of {store.url} must still have the {len(read)} shards that its run read, got another or none "
+            f"for {len(changed)} names, the first of them {changed[0]}: run `winnow curate` again"
         )
     for model, modality, name in record["embeddings"]:
         run.embeddings[model, modality] = run.artifacts[name]
@@ -69,14 +78,14 @@ def open_run(store: Store, *, workers: int, progress: Progress) -> tuple[Run, Cu
     return run, config
 
 
-def _without_secrets(value: Any) -> Any:
+def _publishable(value: Any) -> Any:
+    """A config without what may be a credential."""
     if isinstance(value, Mapping):
-        return {
-            name: (
-                {option: setting for option, setting in item.items() if option not in _SECRETS}
-                if name == "storage"
-                else _without_secrets(item)
-            )
-            for name, item in value.items()
-        }
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+        return {name: _public(item) if name == "storage" else _publishable(item) for name, item in value.items()}
+    return [_publishable(item) for item in value] if isinstance(value, list) else value
+
+
+def _public(option: Any) -> Any:
+    if isinstance(option, Mapping):
+        return {name: _public(item) for name, item in option.items() if name in _PUBLIC}
+    return None if isinstance(option, str) and names_password(option) else option

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from pipeline.artifact import (
     Artifact,
     Part,
+    find_part,
     manifest_name,
     mask_digest,
     publish_manifest,
     publish_part,
     read_columns,
     read_manifest,
-    read_part,
 )
 from pipeline.columns import booleans, scatter
 from pipeline.pool import Pool, Shard
@@ -242,10 +242,8 @@ def _load(store: Store, units: Sequence[Unit], load: Callable[[pa.Table], Any]) 
 
 
 def _finished(store: Store, folder: str, unit: Unit) -> Part | None:
-    try:
-        return replace(read_part(store, f"{folder}/{unit.id}"), shard=unit.shard)
-    except FileNotFoundError:
-        return None
+    part = find_part(store, f"{folder}/{unit.id}")
+    return replace(part, shard=unit.shard) if part else None
 
 
 def _judge_unit(store: Store, folder: str, judge: Judge, unit: Unit) -> Part:

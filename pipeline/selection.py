@@ -12,6 +12,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from operators.errors import InputError
 from operators.selection import (
     Cutoffs,
     Keys,
@@ -24,6 +25,7 @@ from operators.selection import (
     last_kept,
     merge_summaries,
     narrow,
+    num_kept,
     summarise,
     tighten,
 )
@@ -36,6 +38,18 @@ BLOCK_ROWS = 1 << 21
 
 # Between the short bursts of counting the actors wait, so they need not take whole CPUs from whoever else is running.
 _ACTOR_OPTIONS = {"num_cpus": 0.25, "max_restarts": 4, "max_task_retries": 4}
+
+
+def rows_to_keep(title: str, entering: int, keep_fraction: float | None, keep: int | None) -> int:
+    """How many rows a step keeps, by the one of the two settings that is given.
+
+    Raises:
+        InputError: more than enter.
+    """
+    wanted = num_kept(keep_fraction or 0.0, entering) if keep is None else keep
+    if wanted > entering:
+        raise InputError(f"{title}.keep must be at most the {entering} rows that enter the step, got {wanted}")
+    return wanted
 
 
 def exact_cutoffs(loaders: Sequence[Loader], quotas_G: NDArray[np.int64], num_actors: int | None = None) -> Cutoffs:

@@ -6,10 +6,10 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,6 +23,13 @@ from fsspec.implementations.local import LocalFileSystem
 from operators.errors import WorkspaceError
 
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in every working folder; a URL is one already."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,29 @@ class Store:
                 scratch.write_bytes(data)
                 scratch.replace(self.path(name))
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs out of a local workspace; the system lets go of it when the process dies.
+
+        Object stores, and disks mounted without locks, are not locked: there two runs do the same work twice, and the
+        first to publish wins.
+
+        Raises:
+            WorkspaceError: another run has it.
+        """
+        if not self.is_local:
+            yield
+            return
+        with explain_write_errors(self.url):
+            root = Path(self.path())
+            root.mkdir(parents=True, exist_ok=True)
+            lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._lock(lock)
+            yield
+        finally:
+            os.close(lock)
+
     def check_writable(self) -> None:
         """Raises WorkspaceError unless a file can be written into and removed from the root."""
         probe = f".probe-{uuid.uuid4().hex}"
@@ -145,6 +175,15 @@ class Store:
             raise
         except Exception as error:  # each store has its own family of errors: credentials, endpoints, buckets, options
             raise WorkspaceError(f"{_writable(self.url)}, got: {type(error).__name__}: {error}") from error
+
+    def _lock(self, file: int) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkspaceError(f"{self.url} must be used by one run at a time, got a second one") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
 
     def _locate(self) -> tuple[Any, str]:
         # A remembered listing would hide what other processes have written since.
@@ -204,18 +243,23 @@ def _link(scratch: Path, target: Path) -> bool:
     except FileExistsError:
         return file_sha256(scratch) == file_sha256(target)
     except OSError as error:
-        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EXDEV}:
+        if error.errno not in _NO_HARD_LINKS:
             raise
-        return _copy_exclusively(scratch, target)
+        return _rename_exclusively(scratch, target)
     return True
 
 
-def _copy_exclusively(scratch: Path, target: Path) -> bool:
-    """For file systems without hard links: the exclusive create decides who wins."""
+def _rename_exclusively(scratch: Path, target: Path) -> bool:
+    """For file systems without hard links: whoever holds the folder sees whether the name is free, and takes it.
+
+    The name appears with its whole content, and the system lets go of the folder when a writer dies.
+    """
+    folder = os.open(target.parent, os.O_RDONLY)
     try:
-        with target.open("xb") as out, scratch.open("rb") as source:
-            shutil.copyfileobj(source, out)
-            os.fsync(out.fileno())
-    except FileExistsError:
-        return file_sha256(scratch) == file_sha256(target)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if target.exists():
+            return file_sha256(scratch) == file_sha256(target)
+        scratch.rename(target)
+    finally:
+        os.close(folder)
     return True

@@ -1,7 +1,9 @@
 """What a run did, in numbers: `summary.json` and the table that a job ends with."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from pipeline.artifact import Artifact
 from pipeline.console import print_table
@@ -115,9 +117,19 @@ def _step(artifact: Artifact) -> StepSummary:
 
 
 def write_summary(run: Run, summary: Summary) -> None:
-    """Replaces `summary.json`, unless nothing was done: a run that reuses everything changes no file."""
-    if not (summary.reused and run.store.exists(SUMMARY)):
-        run.store.replace(SUMMARY, to_json(asdict(summary)))
+    """Replaces `summary.json`, unless nothing was done and it says so much already."""
+    data = to_json(asdict(summary))
+    if summary.reused and run.store.exists(SUMMARY) and _results(run.store.read(SUMMARY)) == _results(data):
+        return
+    run.store.replace(SUMMARY, data)
+
+
+def _results(data: bytes) -> dict[str, Any]:
+    """A written summary without what differs between a run and its repetition."""
+    written: dict[str, Any] = json.loads(data)
+    for record in (*written["steps"], *written["exports"]):
+        del record["seconds"], record["reused"]
+    return written
 
 
 def print_summary(summary: Summary) -> None:

@@ -20,7 +20,7 @@ from operators import torchvision_ops  # noqa: F401
 import open_clip
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
-from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
 from operators.encoders.settings import Decode
@@ -43,12 +43,38 @@ class Architecture:
     model_cfg: Mapping[str, Any]
     preprocess_cfg: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def context_length(self) -> int:
+        """Tokens of a caption."""
+        return int(self.model_cfg["text_cfg"].get("context_length", DEFAULT_CONTEXT_LENGTH))
+
+    @property
+    def tokenizer_kwargs(self) -> dict[str, Any]:
+        """What its tokenizer is built with."""
+        return {"context_length": self.context_length, **self.model_cfg["text_cfg"].get("tokenizer_kwargs", {})}
+
+
+Tokenizer = Callable[[list[str]], Tensor]
+"""Captions to token ids (N, L)."""
+
+
+def simple_tokenizer(architecture: Architecture) -> Tokenizer:
+    """CLIP's own tokenizer, which open_clip brings along."""
+    tokenizer: Tokenizer = open_clip.SimpleTokenizer(**architecture.tokenizer_kwargs)
+    return tokenizer
+
 
 class OpenClipPreprocessor:
-    """open_clip's evaluation transform and the model's tokenizer."""
+    """open_clip's evaluation transform and the model's tokenizer, which is built for the first captions."""
 
-    def __init__(self, architecture: Architecture, decode: Decode) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        decode: Decode,
+        build_tokenizer: Callable[[Architecture], Tokenizer] = simple_tokenizer,
+    ) -> None:
         self._architecture = architecture
+        self._build_tokenizer = build_tokenizer
         self._transform = _reference_transform(architecture)
         self.draft = self._transform.resize_size if decode == "fast" else None
 
@@ -59,13 +85,13 @@ class OpenClipPreprocessor:
     def text(self, captions: Sequence[str]) -> NDArray[np.int32]:
         """Token ids (N, L), cut or padded to the model's context length."""
         if not captions:
-            return np.empty((0, _context_length(self._architecture)), dtype=np.int32)
+            return np.empty((0, self._architecture.context_length), dtype=np.int32)
         tokens_NL: Tensor = self._tokenize(list(captions))
         return tokens_NL.numpy().astype(np.int32)
 
     @cached_property
-    def _tokenize(self) -> Callable[[list[str]], Tensor]:
-        return _tokenizer(self._architecture)
+    def _tokenize(self) -> Tokenizer:
+        return self._build_tokenizer(self._architecture)
 
 
 def build_encoder(
@@ -125,22 +151,3 @@ def _reference_transform(architecture: Architecture) -> ReferenceTransform:
     size = architecture.model_cfg["vision_cfg"].get("image_size", open_clip.CLIPVisionCfg.image_size)
     cfg = merge_preprocess_dict(PreprocessCfg(), {**architecture.preprocess_cfg, "size": size})
     return ReferenceTransform(image_transform_v2(PreprocessCfg(**cfg), is_train=False))
-
-
-def _context_length(architecture: Architecture) -> int:
-    return int(architecture.model_cfg["text_cfg"].get("context_length", DEFAULT_CONTEXT_LENGTH))
-
-
-def _tokenizer(architecture: Architecture) -> Callable[[list[str]], Tensor]:
-    text_cfg = architecture.model_cfg["text_cfg"]
-    kwargs = {"context_length": _context_length(architecture), **text_cfg.get("tokenizer_kwargs", {})}
-    hub_name = text_cfg.get("hf_tokenizer_name")
-    if not hub_name:
-        tokenizer: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(**kwargs)
-        return tokenizer
-    try:
-        tokenizer = HFTokenizer(hub_name, tokenizer_mode=text_cfg.get("tokenizer_mode"), **kwargs)
-    except (ImportError, OSError) as error:
-        message = f"tokenizer {hub_name} of {architecture.name} must be installed or downloadable, got {error}"
-        raise ModelError(message) from error
-    return tokenizer

@@ -30,6 +30,7 @@ class _WeightedSettings(_Strict):
     Attributes:
         name: the architecture.
         weights: a file or export folder (local or any fsspec URL), `random`, or `hub`. Nothing is ever unpickled.
+        precision: `auto` is bfloat16 where the machine that starts the run has a GPU, else float32.
         batch_size: rows in a forward pass; the last one is padded, so that its shape never changes.
         seed: of `random` weights; without effect on others.
     """

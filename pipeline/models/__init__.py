@@ -10,7 +10,7 @@ import json
 from typing import Any, Protocol, cast
 
 from operators.encoders.base import Device, Encoder, Preprocessor, no_text_tower
-from operators.encoders.settings import ModelSettings, OpenClipSettings
+from operators.encoders.settings import ModelSettings, OpenClipSettings, PixelsSettings
 
 # Names, imported at the first use: every decoding task and every encoder of a run is a process of its own, and pays in
 # full for what it imports. (Measured: pixels 0.3 s of CPU and 45 MB, timm 4 s and 350 MB, open_clip 4 s and 380 MB.)
@@ -67,6 +67,20 @@ def build_encoder(settings: ModelSettings, *, device: Device = "auto", threads: 
 def model_identity(settings: ModelSettings) -> str:
     """A string that changes whenever an embedding could: canonical JSON, with files named by content, not by path."""
     return json.dumps(_library(settings).identity(settings), sort_keys=True, separators=(",", ":"))
+
+
+def decide_precision(settings: ModelSettings) -> ModelSettings:
+    """The settings with `precision: auto` decided: bfloat16 where this machine has a CUDA device, else float32.
+
+    Asked once for a run, by the process that starts it, so that every worker computes in the same precision and the
+    address of the embeddings names it: a run begun without a GPU and resumed with one mixes nothing. Where only other
+    machines of a cluster have GPUs, the config must say `bfloat16` for their sake.
+    """
+    if isinstance(settings, PixelsSettings) or settings.precision != "auto":
+        return settings
+    import torch
+
+    return settings.model_copy(update={"precision": "bfloat16" if torch.cuda.is_available() else "float32"})
 
 
 def _library(settings: ModelSettings) -> _Library:

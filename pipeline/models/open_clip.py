@@ -11,10 +11,11 @@ from operators import torchvision_ops  # noqa: F401
 # isort: split
 import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.tokenizer import HFTokenizer
 
 from operators.encoders import open_clip as towers
 from operators.encoders.base import Device
-from operators.encoders.open_clip import Architecture, OpenClipPreprocessor
+from operators.encoders.open_clip import Architecture, OpenClipPreprocessor, Tokenizer, simple_tokenizer
 from operators.encoders.settings import OpenClipSettings
 from operators.encoders.torch_encoder import TorchEncoder, choose_runtime
 from operators.errors import ModelError
@@ -34,7 +35,26 @@ def check(settings: OpenClipSettings) -> None:
 
 def build_preprocessor(settings: OpenClipSettings) -> OpenClipPreprocessor:
     """The half without weights."""
-    return OpenClipPreprocessor(_architecture(settings), settings.decode)
+    return OpenClipPreprocessor(_architecture(settings), settings.decode, build_tokenizer)
+
+
+def build_tokenizer(architecture: Architecture) -> Tokenizer:
+    """The tokenizer that an architecture names, from the hub, or else CLIP's own.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    text_cfg = architecture.model_cfg["text_cfg"]
+    hub_name = text_cfg.get("hf_tokenizer_name")
+    if not hub_name:
+        return simple_tokenizer(architecture)
+    try:
+        mode = text_cfg.get("tokenizer_mode")
+        tokenizer: Tokenizer = HFTokenizer(hub_name, tokenizer_mode=mode, **architecture.tokenizer_kwargs)
+    except (ImportError, OSError) as error:
+        message = f"tokenizer {hub_name} of {architecture.name} must be installed or downloadable, got {error}"
+        raise ModelError(message) from error
+    return tokenizer
 
 
 def build_encoder(settings: OpenClipSettings, *, device: Device, threads: int) -> TorchEncoder:

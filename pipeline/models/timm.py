@@ -49,7 +49,7 @@ def load_weights(settings: TimmSettings) -> dict[str, Tensor] | None:
     if origin == "file":
         return read_file(settings.weights)
     with downloading(settings):
-        return dict(load_state_dict_from_hf(timm.get_pretrained_cfg(settings.name).hf_hub_id))
+        return dict(load_state_dict_from_hf(timm.get_pretrained_cfg(settings.name).hf_hub_id, weights_only=True))
 
 
 def identity(settings: TimmSettings) -> dict[str, Any]:

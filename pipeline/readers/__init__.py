@@ -38,6 +38,9 @@ _CHECKS: dict[Format, Callable[[Source, Shard], None]] = {
     "idx": idx.check_idx,
 }
 
+_DAMAGE = (ShardDamagedError, FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile)
+"""What a damaged or missing shard raises when it is read, and a store that fails does not."""
+
 
 def read_shard(
     pool: Pool, shard: Shard, *, rows: Collection[int] | None = None, members: bool = False
@@ -92,10 +95,13 @@ def read_image(pool: Pool, shard: Shard, *, key: str, row: int, offset: int, nby
     Raises:
         InputError: the shard holds no such image any more.
     """
-    image = _IMAGE_READERS[pool.sources[shard.source].format](pool, shard, row, offset, nbytes)
+    rule = f"image {key!r} of shard {shard.name} must still have {nbytes} bytes"
+    try:
+        image = _IMAGE_READERS[pool.sources[shard.source].format](pool, shard, row, offset, nbytes)
+    except _DAMAGE as error:
+        raise InputError(f"{rule}, got: {error}") from error
     if image is None or len(image) != nbytes:
-        found = "none" if image is None else len(image)
-        raise InputError(f"image {key!r} of shard {shard.name} must still have {nbytes} bytes, got {found}")
+        raise InputError(f"{rule}, got {'none' if image is None else len(image)}")
     return image
 
 
@@ -109,6 +115,6 @@ def check_shard(source: Source, shard: Shard) -> bool:
         check = _CHECKS.get(source.format)
         if check is not None:
             check(source, shard)
-    except (ShardDamagedError, FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile):
+    except _DAMAGE:
         return False
     return True

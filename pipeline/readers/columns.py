@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from operators.errors import ConfigError, InputError
 from pipeline.pool import Source, suggest
+from pipeline.readers.sample import MAX_NESTING
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 TEXT_COLUMNS = ("text", "caption")
@@ -77,7 +78,7 @@ def resolve_columns(schema: Any, source: Source, url: str) -> Columns:
     if image is None and path is None:
         raise _no_images(fields, url)
     parts = {image, path, text, uid, key}
-    metadata = tuple(name for name, kind in fields.items() if name not in parts and not holds_bytes(kind))
+    metadata = tuple(name for name, kind in fields.items() if name not in parts and fits_json(kind))
     return Columns(image, path, text, uid, key, metadata)
 
 
@@ -114,9 +115,12 @@ def holds_images(kind: Any) -> bool:
     return is_bytes(kind)
 
 
-def holds_bytes(kind: Any) -> bool:
-    """Whether a byte string lies anywhere in a type."""
-    return is_bytes(kind) or any(holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
+def fits_json(kind: Any, max_levels: int = MAX_NESTING) -> bool:
+    """Whether no byte string lies anywhere in a type, and it is nested in no more levels than that."""
+    fields = [kind.field(index).type for index in range(kind.num_fields)]
+    if is_bytes(kind) or (fields and max_levels == 0):
+        return False
+    return all(fits_json(field, max_levels - 1) for field in fields)
 
 
 def _plain(kind: Any) -> Any:

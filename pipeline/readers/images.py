@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import fsspec
 
 from operators.rejects import Reason
-from pipeline.pool import Pool, Shard
+from pipeline.pool import Pool, Shard, printable
 from pipeline.readers.sample import RawSample, judge_image
 from pipeline.readers.stream import read_files
 
@@ -20,7 +20,8 @@ FILES_AT_ONCE = 16
 
 def read_images(pool: Pool, shard: Shard, rows: frozenset[int] | None, members: bool) -> Iterator[RawSample]:
     """Yields the images of a slice, or those of `rows` only; see `pipeline.readers.read_shard`."""
-    keys = make_keys([path for path, _ in shard.files])
+    paths = [printable(path) for path, _ in shard.files]
+    keys = make_keys(paths)
     wanted = [row for row in range(len(keys)) if rows is None or row in rows]
     for start in range(0, len(wanted), FILES_AT_ONCE):
         part = wanted[start : start + FILES_AT_ONCE]
@@ -28,11 +29,10 @@ def read_images(pool: Pool, shard: Shard, rows: frozenset[int] | None, members: 
         readable = [row for row in part if row not in too_large]
         images = dict(zip(readable, _read(pool, shard, readable), strict=True))
         for row in part:
-            path, _ = shard.files[row]
             reason = Reason.MEMBER_TOO_LARGE if row in too_large else judge_image(images[row], pool.max_member_bytes)
-            sample = RawSample(row=row, key=keys[row], metadata=_label(path), reason=reason)
+            sample = RawSample(row=row, key=keys[row], metadata=_label(paths[row]), reason=reason)
             if reason is None:
-                sample.image, sample.ext = images[row] or b"", path.rpartition(".")[2].lower()
+                sample.image, sample.ext = images[row] or b"", paths[row].rpartition(".")[2].lower()
                 sample.members = {sample.ext: sample.image} if members else {}
             yield sample
 

@@ -2,12 +2,14 @@
 
 Columns with no part to play become metadata as far as JSON can hold them: binary ones are left out, dates become ISO
 text, NaN becomes None. A path must lie, once joined to the folder of the Parquet file, below the source's root. With
-`key_column`, a key that returns is rejected as `duplicate_key`. A page that cannot be decoded ends its shard.
+`key_column`, a key that returns is rejected as `duplicate_key`, under a key that we make up: `a#row-00000012`. Keys
+that end like this are ours alone: a row that brings one is a `bad_row`. A page that cannot be decoded ends its shard.
 """
 
 import datetime
 import math
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -19,7 +21,7 @@ from operators.errors import UserError
 from operators.rejects import Damage, Reason
 from pipeline.pool import Pool, Shard, Source, locate_root
 from pipeline.readers.columns import Columns, resolve_columns
-from pipeline.readers.sample import KeyBook, RawSample, ShardDamagedError, first_fault, judge_image, supplied_uid
+from pipeline.readers.sample import RawSample, ShardDamagedError, first_fault, judge_image, supplied_uid
 from pipeline.readers.stream import ResumingFile, open_file, read_files
 
 PAGE_BUFFER_BYTES = 4 << 20
@@ -33,6 +35,7 @@ _MAGIC = (
     (b"II*\0", "tiff"),
     (b"MM\0*", "tiff"),
 )
+_MADE_UP = re.compile(r"#row-\d{8,}\Z")
 _BAD = object()
 """Stands for a cell that Python cannot hold: text that is not UTF-8, a date before year 1."""
 
@@ -58,11 +61,11 @@ def read_parquet(pool: Pool, shard: Shard, rows: frozenset[int] | None, members:
     with open_file(shard.url, source.storage, read_ahead=False) as stream:
         table = _open_table(stream)
         try:
-            columns = resolve_columns(table.schema_arrow, source, shard.url)
+            columns = resolve_columns(table.schema_arrow, source, shard.name)
         except UserError as error:
             raise ShardDamagedError(Damage.UNREADABLE, str(error)) from error
         finder = _ImageFinder(pool, shard)
-        keys = KeyBook()
+        keys: set[str] = set()
         for first_row, batch in _batches(table, stream, columns, rows):
             claims = _claim_keys(keys, batch, columns.key, first_row)
             chosen = [i for i in range(batch.num_rows) if rows is None or first_row + i in rows]
@@ -140,18 +143,28 @@ def _damaged(row: int, message: str) -> ShardDamagedError:
     return ShardDamagedError(Damage.TRUNCATED if row else Damage.UNREADABLE, message)
 
 
-def _claim_keys(keys: KeyBook, batch: Any, column: str | None, first_row: int) -> list[_Claim]:
-    """The key of each row of a batch, and what is wrong with it."""
+def _claim_keys(seen: set[str], batch: Any, column: str | None, first_row: int) -> list[_Claim]:
+    """The key of each row of a batch, and what is wrong with it.
+
+    Args:
+        seen: the keys of the rows before; gains those of this batch.
+        batch: of a table.
+        column: of keys, None where there is none.
+        first_row: of the batch.
+    """
     numbers = [f"{row:08d}" for row in range(first_row, first_row + batch.num_rows)]
     if column is None:
         return [_Claim(number, None) for number in numbers]
     claims = []
     for number, cell in zip(numbers, _cells(batch.column(column)), strict=True):
-        if cell is None or cell is _BAD:
-            claims.append(_Claim(keys.claim(f"row-{number}")[0], Reason.BAD_ROW))
+        key = "" if cell is None or cell is _BAD else str(cell)
+        if cell is None or cell is _BAD or _MADE_UP.search(key):
+            claims.append(_Claim(f"{key}#row-{number}", Reason.BAD_ROW))
+        elif key in seen:
+            claims.append(_Claim(f"{key}#row-{number}", Reason.DUPLICATE_KEY))
         else:
-            key, is_new = keys.claim(str(cell))
-            claims.append(_Claim(key, None if is_new else Reason.DUPLICATE_KEY))
+            seen.add(key)
+            claims.append(_Claim(key, None))
     return claims
 
 

@@ -24,6 +24,9 @@ PRECEDENCE = (
 )
 """A sample with several faults is rejected for the first of these. What was readable of it is kept."""
 
+MAX_NESTING = 64
+"""Levels of lists and mappings in metadata. Python's own limit, of a pickle as of JSON, is a thousand calls."""
+
 
 @dataclass(slots=True)
 class RawSample:

@@ -19,7 +19,7 @@ from typing import Any
 from operators.errors import ConfigError
 from operators.rejects import Reason
 from pipeline.pool import IMAGE_EXTENSIONS, Pool, Shard, Source
-from pipeline.readers.sample import KeyBook, RawSample, first_fault, supplied_uid
+from pipeline.readers.sample import MAX_NESTING, KeyBook, RawSample, first_fault, supplied_uid
 from pipeline.readers.stream import open_unzipped
 from pipeline.readers.tar import Entry, TarReader
 
@@ -151,6 +151,8 @@ def _compose(row: int, key: str, parts: _Parts, source: Source) -> RawSample:
 def parse_json(data: bytes) -> dict[str, Any] | None:
     """The JSON object in `data`, None when it is anything else or could not be stored as Unicode text again.
 
+    None also where lists and objects are nested deeper than `MAX_NESTING`: no step could pass them on.
+
     NaN and the infinities, which Python writes and JSON does not have, become None.
     """
     try:
@@ -160,7 +162,15 @@ def parse_json(data: bytes) -> dict[str, Any] | None:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and not _is_deep(value, MAX_NESTING) else None
+
+
+def _is_deep(value: Any, max_levels: int) -> bool:
+    """Whether lists and objects are nested in more levels than that."""
+    if not isinstance(value, (dict, list)):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return max_levels == 0 or any(_is_deep(item, max_levels - 1) for item in items)
 
 
 def read_one(pool: Pool, shard: Shard, row: int, offset: int, nbytes: int) -> bytes:

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.artifact import Artifact
 from pipeline.run import Modality, Run
 
+NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"
+"""What a config may call things that become folders."""
+
 
 class Step(BaseModel):
     """The settings of one step and the work that they describe.
@@ -27,7 +30,7 @@ class Step(BaseModel):
     """Whether the run's seed changes the result."""
 
     step: str
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$|^$")
+    name: str = Field(default="", pattern=f"^({NAME})?$")
 
     @property
     def title(self) -> str:

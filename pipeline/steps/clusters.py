@@ -2,7 +2,7 @@
 
 Output columns: `cluster` int32 and `similarity` float64, the exact cosine to the cluster's centroid; null for rows
 without an embedding. Beside the parts lies `fit.npz`: `centroids_KD`, and of the final assignment `similarity_K`, the
-sum of its members' similarities, and `sizes_K`.
+sum of its members' similarities, and `sizes_K`; of the fitting, `inertia` and `iterations`.
 """
 
 import functools
@@ -21,7 +21,7 @@ from operators.uids import split_uids
 from pipeline.artifact import Artifact
 from pipeline.clustering import KMeansFit, KMeansSettings
 from pipeline.columns import embeddings, present, scatter, uid_rows
-from pipeline.run import Read, Run
+from pipeline.run import Plan, Read, Run
 from pipeline.storage import Store
 
 CLUSTERS_VERSION = 1
@@ -29,11 +29,21 @@ CLUSTERS_VERSION = 1
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted clustering: float64 centroids, the summed similarity of the members to theirs, and sizes."""
+    """A fitted clustering, as `fit.npz` holds it.
+
+    Attributes:
+        centroids_KD: float64 unit rows.
+        similarity_K: float64, the summed similarity of the members to their centroid.
+        sizes_K: int64, the members.
+        inertia: under the first centroids, and after each update.
+        iterations: updates that were made.
+    """
 
     centroids_KD: NDArray[np.float64]
     similarity_K: NDArray[np.float64]
     sizes_K: NDArray[np.int64]
+    inertia: tuple[float, ...]
+    iterations: int
 
 
 def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artifact:
@@ -48,8 +58,6 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
     Raises:
         InputError: more clusters than rows.
     """
-    from pipeline.kmeans import fit  # here, since it imports torch: a config is read and checked without
-
     identity = {"kind": "clusters", "version": CLUSTERS_VERSION, "seed": run.seed, **settings.model_dump(mode="json")}
     reads = [Read(run.samples, {"uid": "uid"}), Read(run.embeddings[model, "image"], {"embedding": "embedding"})]
     plan = run.plan(f"{title}.clusters", identity, reads, reduces=True)
@@ -59,20 +67,28 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
         raise InputError(
             f"{title}.clusters must be at most the {run.num_entering} rows that enter the step, got {settings.clusters}"
         )
+    path = f"{plan.folder}/fit.npz"
+    if not run.store.exists(path):  # a run that was stopped while it assigned rows has left it
+        run.store.publish(path, _npz(_fit(plan, title, settings)))
+    fit = read_fit(run.store, path)
+    info = {"fit": path, "inertia": list(fit.inertia), "iterations": fit.iterations}
+    return plan.map_attributes(partial(assign_rows, run.store, path, run.threads), info=info)
+
+
+def _fit(plan: Plan, title: str, settings: KMeansSettings) -> KMeansFit:
+    from pipeline.kmeans import fit  # here, since it imports torch: a config is read and checked without
+
+    run = plan.run
     # Every actor needs its threads at the same time.
     groups = plan.groups(max(1, run.workers // run.threads))
     with run.progress.step(f"{title}.fit", settings.iterations, unit="iterations") as progress:
-        result = fit(
+        return fit(
             plan.loaders(groups, load),
             settings,
             seed=run.seed,
             threads=run.threads,
             progress=lambda updates, _: progress.advance(updates - progress.rows),
         )
-    path = f"{plan.folder}/fit.npz"
-    run.store.publish(path, _npz(result))
-    info = {"fit": path, "inertia": list(result.inertia), "iterations": result.iterations}
-    return plan.map_attributes(partial(assign_rows, run.store, path, run.threads), info=info)
 
 
 def load(table: pa.Table) -> tuple[NDArray[np.float16], NDArray[np.uint64], NDArray[np.uint64]]:
@@ -100,7 +116,13 @@ def assign_rows(store: Store, path: str, threads: int, table: pa.Table) -> pa.Ta
 def read_fit(store: Store, path: str) -> Fit:
     """A published fit; each worker reads it once."""
     with np.load(io.BytesIO(store.read(path)), allow_pickle=False) as arrays:
-        return Fit(arrays["centroids_KD"], arrays["similarity_K"], arrays["sizes_K"])
+        return Fit(
+            arrays["centroids_KD"],
+            arrays["similarity_K"],
+            arrays["sizes_K"],
+            tuple(arrays["inertia"].tolist()),
+            int(arrays["iterations"]),
+        )
 
 
 def fit_of(store: Store, info: Mapping[str, Any]) -> Fit:
@@ -110,5 +132,12 @@ def fit_of(store: Store, info: Mapping[str, Any]) -> Fit:
 
 def _npz(result: KMeansFit) -> bytes:
     sink = io.BytesIO()
-    np.savez(sink, centroids_KD=result.centroids_KD, similarity_K=result.similarity_K, sizes_K=result.counts_K)
+    np.savez(
+        sink,
+        centroids_KD=result.centroids_KD,
+        similarity_K=result.similarity_K,
+        sizes_K=result.counts_K,
+        inertia=np.array(result.inertia),
+        iterations=np.array(result.iterations),
+    )
     return sink.getvalue()

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from operators.errors import InputError
-from operators.selection import Cutoffs, Keys, cutoff_value, is_kept, num_kept, order_key
+from operators.selection import Cutoffs, Keys, cutoff_value, is_kept, order_key
 from operators.uids import split_uids
 from pipeline.artifact import Artifact
 from pipeline.columns import uid_rows
 from pipeline.failures import winnow_error
 from pipeline.run import Plan, Run, Verdicts
-from pipeline.selection import exact_cutoffs
+from pipeline.selection import exact_cutoffs, rows_to_keep
 from pipeline.steps.base import Step
 from pipeline.steps.values import SAMPLE_COLUMNS, numbers, read_values
 
@@ -70,22 +70,20 @@ class Filter(Step):
         if not ranked:
             return self._with_values(published or plan.map_verdicts(partial(judge_range, self)))
         if published:
-            return published
+            return self._with_values(published)
         cutoffs = self._cutoffs(run, plan)
         threshold = float(cutoff_value(cutoffs, self.best == "highest")[0])
-        return plan.map_verdicts(partial(judge_rank, self, cutoffs), info={"threshold": _json_number(threshold)})
+        info = {"threshold": _json_number(threshold)}
+        return self._with_values(plan.map_verdicts(partial(judge_rank, self, cutoffs), info=info))
 
     def _cutoffs(self, run: Run, plan: Plan) -> Cutoffs:
-        entering = run.num_entering
-        keep = self.keep if self.keep is not None else num_kept(self.keep_fraction or 0.0, entering)
-        if keep > entering:
-            raise InputError(f"{self.title}.keep must be at most the {entering} rows that enter the step, got {keep}")
+        keep = rows_to_keep(self.title, run.num_entering, self.keep_fraction, self.keep)
         groups = plan.groups(run.workers)
         loaders = plan.loaders(groups, partial(_keys, self))
         try:
             return exact_cutoffs(loaders, np.array([keep], dtype=np.int64), len(groups))
         except InputError as error:
-            if winnow_error(error) is not error:  # a worker's, such as a value that is no number
+            if winnow_error(error) is not error:  # a worker's own
                 raise
             rule = f"{self.title} must keep at most the rows with {self._value}"
             raise InputError(f"{rule}, got {keep}, which is more than there are") from error
@@ -101,7 +99,7 @@ class Filter(Step):
     def _value(self) -> str:
         if self.score is not None or self.column in SAMPLE_COLUMNS:
             return f"a value of {self.score or self.column!r}"
-        return f"the metadata field {self.column!r}"
+        return f"a number in the metadata field {self.column!r}"
 
 
 def judge_range(settings: Filter, table: pa.Table) -> Verdicts:

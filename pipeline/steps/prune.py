@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from operators.density import Density, densities, inter_distances, intra_distances, softmax
-from operators.errors import InputError, UserError
+from operators.errors import UserError
 from operators.hashing import keyed_hash
 from operators.quotas import balance_floor, solve_quotas
-from operators.selection import Cutoffs, Keys, is_kept, num_kept, order_key, values_of
+from operators.selection import Cutoffs, Keys, cutoff_value, is_kept, order_key, unit_values
 from operators.uids import split_uids
 from pipeline.artifact import Artifact, parquet_bytes
-from pipeline.clustering import KMeansSettings
+from pipeline.clustering import Iterations, KMeansSettings, Tolerance
 from pipeline.columns import present, scatter, uid_rows
 from pipeline.run import Modality, Plan, Read, Run, Verdicts
-from pipeline.selection import exact_cutoffs
+from pipeline.selection import exact_cutoffs, rows_to_keep
 from pipeline.steps.base import Step, reasons
 from pipeline.steps.clusters import Fit, cluster, fit_of
 
@@ -65,8 +65,8 @@ class Prune(Step):
     neighbours: int = Field(default=20, ge=1)
     class_balance: float = Field(default=0.0, ge=0, le=1)
     members: Members = "hard"
-    iterations: int = Field(default=20, ge=1)
-    tolerance: float = Field(default=0.0, ge=0)
+    iterations: Iterations = 20
+    tolerance: Tolerance = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> "Prune":
@@ -90,19 +90,11 @@ class Prune(Step):
         """Finds or makes the verdicts."""
         return self._draw(run) if self.method == "random" else self._prune(run)
 
-    def num_kept(self, run: Run) -> int:
-        """How many rows to keep. Raises InputError when that is more than enter."""
-        entering = run.num_entering
-        keep = self.keep if self.keep is not None else num_kept(self.keep_fraction or 0.0, entering)
-        if keep > entering:
-            raise InputError(f"{self.title}.keep must be at most the {entering} rows that enter the step, got {keep}")
-        return keep
-
     def _draw(self, run: Run) -> Artifact:
         plan = run.plan(self.title, self.identity(run), [Read(run.samples, {"uid": "uid"})], reduces=True)
         if published := plan.published:
             return published
-        keep = np.array([self.num_kept(run)], dtype=np.int64)
+        keep = np.array([self._rows_to_keep(run)], dtype=np.int64)
         keys = partial(draw_keys, run.seed, self.title)
         return plan.map_verdicts(partial(judge_draw, keys, _cutoffs(run, plan, keys, keep)))
 
@@ -116,13 +108,16 @@ class Prune(Step):
         plan = run.plan(self.title, self.identity(run), reads, reduces=True)
         if published := plan.published:
             return published
-        table = self.quotas(fit_of(run.store, assigned.info), self.num_kept(run))
+        table = self.quotas(fit_of(run.store, assigned.info), self._rows_to_keep(run))
         path = f"{plan.folder}/clusters.parquet"
         run.store.publish(path, parquet_bytes(table))
         quota_K = table["quota"].to_numpy()
         keys = partial(member_keys, self.members, run.seed, self.title)
         judge = partial(judge_members, keys, self.members, _cutoffs(run, plan, keys, quota_K), quota_K)
         return plan.map_verdicts(judge, info={"clusters": path, "inertia": assigned.info["inertia"]})
+
+    def _rows_to_keep(self, run: Run) -> int:
+        return rows_to_keep(self.title, run.num_entering, self.keep_fraction, self.keep)
 
     def quotas(self, fit: Fit, keep: int) -> pa.Table:
         """One row for each cluster: its size, its densities, and how many of its members stay."""
@@ -145,7 +140,6 @@ class Prune(Step):
                 "density": density_K,
                 "probability": probability_K,
                 "quota": quota_K,
-                "kept": quota_K,
             }
         )
 
@@ -171,11 +165,9 @@ def judge_draw(keys: Any, cutoffs: Cutoffs, table: pa.Table) -> Verdicts:
     """Keeps the rows that were drawn."""
     drawn = keys(table)
     kept_N = is_kept(cutoffs, *drawn)
-    draw_N = drawn.value_N / 2.0**64
-    threshold = float(cutoffs.last_G3[0, 0]) / 2.0**64
-    details = pa.StructArray.from_arrays(
-        [pa.array(draw_N), pa.array(np.full(len(draw_N), threshold))], names=["draw", "threshold"]
-    )
+    draw_N = unit_values(drawn.value_N)
+    threshold_N = np.full(len(draw_N), unit_values(cutoffs.last_G3[0, 0]))
+    details = pa.StructArray.from_arrays([pa.array(draw_N), pa.array(threshold_N)], names=["draw", "threshold"])
     return Verdicts(kept_N, reasons(kept_N, "not_drawn"), details)
 
 
@@ -187,8 +179,7 @@ def judge_members(
     ranked = keys(table)
     kept_N = np.zeros(table.num_rows, dtype=bool)
     kept_N[present_N] = is_kept(cutoffs, *ranked)
-    last_K = values_of(cutoffs.last_G3[:, 0], descending=members == "easy")
-    threshold_K = np.where(cutoffs.some_G, 1.0 - last_K, np.nan)
+    threshold_K = 1.0 - cutoff_value(cutoffs, descending=members == "easy")
     cluster_n = ranked.group_N
     threshold_n = np.full(len(cluster_n), np.nan) if members == "random" else threshold_K[cluster_n]
     columns = {

@@ -41,7 +41,7 @@ class Python(Step):
 
     step: Literal["python"]
     function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    columns: tuple[str, ...] = ("uid", "key", "width", "height", "caption", "metadata")
+    columns: tuple[str, ...] = Field(default=("uid", "key", "width", "height", "caption", "metadata"), min_length=1)
     gives: Literal["verdict", "score"] = "verdict"
     batch_rows: int = Field(default=4096, ge=1)
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.errors import InputError
 from pipeline.run import Read, Run
 
 SAMPLE_COLUMNS = ("width", "height", "bytes")
@@ -26,11 +25,7 @@ def read_values(run: Run, score: str | None, column: str | None) -> list[Read]:
 
 
 def numbers(column: str | None, table: pa.Table) -> NDArray[np.float64]:
-    """The values of a table's rows as float64; NaN where a row has none.
-
-    Raises:
-        InputError: a metadata field holds something that is not a number.
-    """
+    """The values of a table's rows as float64; NaN where a row has none, or a metadata field that is no number."""
     values = table["value"]
     if column is not None and column not in SAMPLE_COLUMNS:
         values = pa.array(map(partial(_field, column), values.to_pylist()), pa.float64())
@@ -40,11 +35,9 @@ def numbers(column: str | None, table: pa.Table) -> NDArray[np.float64]:
 
 def _field(name: str, metadata: str | None) -> float | None:
     value = None if metadata is None else json.loads(metadata).get(name)
-    if value is None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:  # JSON's whole numbers have no end
-            return math.inf if value > 0 else -math.inf
-    raise InputError(f"metadata field {name!r} must be a number to filter by, got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:  # JSON's whole numbers have no end
+        return math.inf if value > 0 else -math.inf

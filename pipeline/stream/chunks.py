@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.encoders.base import Preprocessor
+from operators.errors import InputError
 from operators.images import Header, UnusableImage, decode, image_hash
 from operators.rejects import Reason
 from operators.uids import derive_uid
@@ -26,6 +27,8 @@ from pipeline.readers.sample import RawSample, ShardEnd
 from pipeline.stream.work import SAMPLES_SCHEMA, Need, Pass, ShardWork
 
 _CHUNK_BYTES = 64 * 2**20
+_CHUNK_SPAN = 8
+"""Rows that a chunk may cover for each sample it may hold: after a filter few rows are wanted, and all take room."""
 
 
 def read_chunks(job: Pass, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -34,23 +37,43 @@ def read_chunks(job: Pass, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     Yields:
         rows `work, chunk, last, payload`; the payload holds (start, stop, samples, end): the chunk covers the shard's
         rows [start, stop), `samples` those of them that are wanted, `end` the `ShardEnd` in the last chunk.
+
+    Raises:
+        InputError: the shard no longer holds every row that is wanted.
     """
     work: ShardWork = pickle.loads(row["work"])  # noqa: S301 (our own object, from our own driver)
     wanted = None if work.samples_path is None else _rows_to_embed(job, work)
     waiting: list[RawSample] = []
-    size = start = number = 0
+    span = _CHUNK_SPAN * job.pool.chunk_samples
+    size = start = number = found = 0
     for item in read_shard(job.pool, work.shard, rows=wanted):
         if isinstance(item, ShardEnd):
+            if wanted is not None and found != len(wanted):
+                raise _rows_lost(work, len(wanted), found)
             # A reader stops after the last row that is wanted; the part has a row for every sample all the same.
-            stop = item.rows if work.rows is None else work.rows
-            yield _chunk(row, number, (start, stop, waiting, item))
-            return
-        if len(waiting) == job.pool.chunk_samples or size > _CHUNK_BYTES:
-            stop = waiting[-1].row + 1
-            yield _chunk(row, number, (start, stop, waiting, None))
-            start, number, waiting, size = stop, number + 1, [], 0
-        waiting.append(item)
-        size += len(item.image)
+            until = item.rows if work.rows is None else work.rows
+        else:
+            until = item.row + 1
+            if len(waiting) == job.pool.chunk_samples or size > _CHUNK_BYTES:
+                stop = waiting[-1].row + 1
+                yield _chunk(row, number, (start, stop, waiting, None))
+                start, number, waiting, size = stop, number + 1, [], 0
+        while until - start > span:
+            yield _chunk(row, number, (start, start + span, waiting, None))
+            start, number, waiting, size = start + span, number + 1, [], 0
+        if isinstance(item, ShardEnd):
+            yield _chunk(row, number, (start, until, waiting, item))
+        else:
+            waiting.append(item)
+            size += len(item.image)
+            found += 1
+
+
+def _rows_lost(work: ShardWork, wanted: int, got: int) -> InputError:
+    return InputError(
+        f"shard {work.shard.name} must still hold the {wanted} rows that were read from it, got {got}: "
+        "run again once it is back"
+    )
 
 
 def decode_chunk(job: Pass, row: dict[str, Any]) -> dict[str, Any]:

@@ -11,18 +11,18 @@ from typing import Any
 import ray
 import ray.data
 
-from pipeline.artifact import Part
 from pipeline.progress import StepProgress
 from pipeline.readers.sample import ShardEnd
 from pipeline.stream.chunks import decode_chunk, read_chunks
 from pipeline.stream.encode import EncodeChunks, without_encoding, write_piece
-from pipeline.stream.finalise import ShardReceipts, finalise_shard
+from pipeline.stream.finalise import Made, ShardReceipts, finalise_shard
 from pipeline.stream.work import Pass, ShardWork
 
 _READ_CPUS = 0.25
 _DECODE_CPUS = 0.5
 _WRITE_CPUS = 0.25
 _MOST_READ_TASKS = 1024
+_PIECES = "pieces"
 
 
 @dataclass
@@ -53,26 +53,28 @@ class _Shard:
 
 def new_attempt() -> str:
     """The folder for the pieces of one attempt at a pass."""
-    return f"pieces/{uuid.uuid4().hex}"
+    return f"{_PIECES}/{uuid.uuid4().hex}"
 
 
-def run_pass(job: Pass, works: Sequence[ShardWork], *, workers: int, progress: StepProgress) -> list[tuple[str, Part]]:
-    """Streams every shard through its pass and publishes the parts; leaves no pieces behind, whatever happens.
+def run_pass(job: Pass, works: Sequence[ShardWork], *, workers: int, progress: StepProgress) -> list[Made]:
+    """Streams every shard through its pass and publishes the parts; removes its pieces, also when it fails.
 
-    Returns:
-        (artifact folder, part) of every part made.
+    A driver that is killed leaves its pieces, and so may tasks that outlive a failed pass: nobody reads them, and the
+    next pass over a local workspace, which has it for itself, sweeps them away.
     """
+    if job.store.is_local:
+        job.store.remove(_PIECES)
     try:
         return _run_pass(job, works, workers, progress)
     finally:
         job.store.remove(job.pieces)
 
 
-def _run_pass(job: Pass, works: Sequence[ShardWork], workers: int, progress: StepProgress) -> list[tuple[str, Part]]:
+def _run_pass(job: Pass, works: Sequence[ShardWork], workers: int, progress: StepProgress) -> list[Made]:
     shards = {work.samples_id: _Shard(work) for work in works}
     finaliser = ray.remote(finalise_shard).options(num_cpus=_WRITE_CPUS, max_retries=3)
     finalising: list[Any] = []
-    parts: list[tuple[str, Part]] = []
+    parts: list[Made] = []
     with contextlib.closing(_receipts(job, works, workers)) as arriving:
         for receipt in arriving:
             progress.advance(receipt["rows"])

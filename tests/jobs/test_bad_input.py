@@ -55,6 +55,12 @@ def test_no_config(capsys):
             {"steps": [{"step": "filter", "score": "dfn", "keep": 1}]},
             "filter must read the score of an earlier step",
         ),
+        (
+            {"steps": [{"step": "exact_dedup", "name": "width"}]},
+            "width.name must be unique, got 'width', which is reserved (c.yaml:8)",
+        ),
+        ({"steps": [{"step": "python", "function": "a:f", "columns": []}]}, "python.columns must have at least 1 item"),
+        ({"models": {"../x": {"library": "pixels"}}}, "models.../x must match the pattern "),
         ({"steps": [{"step": "score", "model": "clip"}]}, "score.model must name one of the models (none), got 'clip'"),
     ],
 )
@@ -237,7 +243,8 @@ def test_a_cluster_that_does_not_answer(curate, monkeypatch, address):
 def test_a_dry_run_prints_the_plan_and_makes_nothing(curate, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("pipeline.curate.engine", None)
     steps = [{"step": "rules", "min_side": 8}, {"step": "prune", "method": "random", "keep_fraction": 0.5}]
-    assert curate("--dry-run", steps=steps) == (0, "")
+    export = [{"format": "uids", "path": "out/subset.npy"}]
+    assert curate("--dry-run", steps=steps, export=export) == (0, "")
     assert main(["curate", "c.yaml", "--dry-run"]) == 0
     printed = [line.split() for line in capfd.readouterr().out.splitlines() if line]
     assert printed[0] == ["shards", "bytes", "samples"]
@@ -245,4 +252,4 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(curate, tmp_path, capfd, mo
     assert [[*row[:2], *row[-2:]] for row in printed[5:]] == [
         [name, name, "to", "do"] for name in ("samples", "unique_uid", "rules", "prune")
     ]
-    assert not [path for path in (tmp_path / "w").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "pool.tar"]

@@ -64,6 +64,7 @@ def test_all_formats_agree(workspace, tmp_path, capsys):
     [
         (["--format", "uids", "--max-shard-bytes", "5"], "--max-shard-bytes must be used with --format webdataset"),
         (["--format", "webdataset", "--max-samples-per-shard", "0"], "--max-samples-per-shard must be greater than"),
+        (["--format", "keys", "--to-storage", "anon"], "--to-storage must be KEY=VALUE, got 'anon'"),
         (["--format", "keys", "--storage", "anon"], "--storage must be KEY=VALUE, got 'anon'"),
     ],
 )

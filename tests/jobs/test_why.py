@@ -8,6 +8,7 @@ import pytest
 
 from jobs.main import main
 from pipeline.ledger import SCHEMA
+from pipeline.storage import Store
 
 KEPT, PRUNED, TWICE = "a" * 32, "ab" * 16, "c" * 32
 ROWS = [
@@ -83,6 +84,20 @@ def test_unknown(workspace, capsys, uid):
 @pytest.mark.parametrize("uid", ["a", "", "a" * 33, "g" * 32, "a" * 31 + "\u0661"])
 def test_malformed(workspace, capsys, uid):
     assert ask(workspace, uid, capsys) == (2, f"winnow: UID must be 32 hexadecimal digits, got {uid!r}\n")
+
+
+def test_a_workspace_that_needs_options(monkeypatch):
+    opened = []
+    monkeypatch.setattr("jobs.why.find_rows", lambda store, uid: opened.append(store) or [])
+    options = ["--storage", "endpoint_url=http://host:1", "--storage", "anon=true"]
+    assert main(["why", "s3://bucket/work", KEPT, *options]) == 2
+    assert opened == [Store("s3://bucket/work", {"endpoint_url": "http://host:1", "anon": True})]
+
+
+@pytest.mark.parametrize("option", ["anon", "=1", "a={"])
+def test_malformed_options(workspace, capsys, option):
+    assert main(["why", workspace, KEPT, "--storage", option]) == 2
+    assert capsys.readouterr().err.startswith("winnow: --storage must be KEY=VALUE")
 
 
 def test_no_workspace(tmp_path, capsys):

@@ -21,6 +21,7 @@ from operators.selection import (
     order_key,
     summarise,
     tighten,
+    unit_values,
     values_of,
 )
 
@@ -165,6 +166,10 @@ def test_order_key_sorts_as_the_floats_do(values, descending):
     smaller = (values[:, None] > values) if descending else (values[:, None] < values)
     np.testing.assert_array_equal(keys[:, None] < keys, smaller)
     np.testing.assert_array_equal(values_of(keys, descending), values)
+
+
+def test_hashes_as_draws():
+    assert unit_values(np.array([0, 1 << 63, 3 << 62], np.uint64)).tolist() == [0.0, 0.5, 0.75]
 
 
 def test_order_key_by_hand():

@@ -97,6 +97,24 @@ def judge(row, runs, uids_seen):
     return "ok"
 
 
+def test_a_killed_attempt_leaves_no_folder_and_is_replaced(tmp_path, monkeypatch):
+    settings = PoolSettings(samples=30, samples_per_shard=20, broken=False)
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "pool"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.generate.pq.write_table", die)
+        with pytest.raises(KeyboardInterrupt):
+            generate_pool(folder, settings)
+    assert not folder.exists()
+    generate_pool(folder, settings)
+    assert sorted(path.name for path in (folder / "pool").glob("*.tar")) == ["00000.tar", "00001.tar"]
+    assert (folder / "truth.parquet").exists()
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_the_truth_has_one_row_for_each_sample(truth):
     assert len(truth) == SETTINGS.samples
     places = [(row["shard"], row["row"]) for row in truth]

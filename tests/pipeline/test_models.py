@@ -23,7 +23,7 @@ from operators.encoders.pixels import PixelsEncoder
 from operators.encoders.settings import Normalization, OpenClipSettings, PixelsSettings, TimmSettings
 from operators.errors import ModelError
 from pipeline import weights
-from pipeline.models import build_encoder, build_preprocessor, check_model, model_identity
+from pipeline.models import build_encoder, build_preprocessor, check_model, decide_precision, model_identity
 from pipeline.models import open_clip as clip_models
 from pipeline.models import timm as timm_models
 
@@ -330,6 +330,17 @@ def test_a_model_imports_its_own_library_only():
     assert model_libraries_loaded_by(vit) == {"torch", "torchvision", "timm"}
 
 
+def test_a_tokenizer_that_cannot_be_had_says_so(monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(clip_models, "HFTokenizer", unreachable)
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps({**TINY, "text_cfg": {**TINY["text_cfg"], "hf_tokenizer_name": "no/such-tokenizer"}}))
+    with pytest.raises(ModelError, match=r"tokenizer no/such-tokenizer of .* must be .* downloadable, got no network"):
+        build_preprocessor(clip(str(config))).text(["a dog"])
+
+
 # Identity
 
 
@@ -371,6 +382,18 @@ def test_identity_changes_with_whatever_changes_an_embedding(config):
     variants += [clip(config), clip("ViT-B-32"), clip(config, preprocess=Normalization(mean=(0, 0, 0)))]
     variants += [PixelsSettings(library="pixels"), PixelsSettings(library="pixels", size=8)]
     assert len({model_identity(settings) for settings in variants}) == len(variants)
+
+
+def test_precision_is_decided_by_the_machine_that_starts_the_run(monkeypatch):
+    addresses = set()
+    for has_gpu, precision in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        decided = decide_precision(vit())
+        assert decided == vit(precision=precision)
+        addresses.add(model_identity(decided))
+        assert decide_precision(vit(precision="float32")).precision == "float32"
+    assert len(addresses) == 2
+    assert decide_precision(PixelsSettings(library="pixels")) == PixelsSettings(library="pixels")
 
 
 def test_identity_ignores_the_seed_of_weights_that_are_not_random():

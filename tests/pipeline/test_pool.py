@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from operators.errors import ConfigError, InputError
+from pipeline.embed import samples_id
 from pipeline.pool import Pool, Source, check_source, list_shards
 
 
@@ -49,6 +50,8 @@ def test_inline_keys_become_the_one_source():
             {"format": "parquet", "path": "a", "image_column": "i", "path_column": "p"},
             "image_column and path_column must not both be given, got i and p",
         ),
+        ({"path": "ftp://me:hush@host:21/a"}, "must hold no password (it would be recorded), got one for host:21/a"),
+        ({"path": "a", "root": "zip://x::http://:hush@host/a"}, "must hold no password"),
         ({"path": "a", "max_reject_fraction": 1.5}, "less than or equal to 1"),
     ],
 )
@@ -177,6 +180,26 @@ def test_image_folders_are_sliced(tmp_path):
     os.utime(tmp_path / "c.webp", (1, 1))
     changed = list_shards(pool)
     assert [changed[0] == first, changed[1] == second] == [True, False]
+
+
+def test_names_that_are_not_utf8_become_text(tmp_path):
+    data = tmp_path / os.fsdecode(b"caf\xe9.tar")
+    write(data)
+    (shard,) = list_shards(make_pool(path=str(tmp_path)))
+    assert (shard.name, shard.url) == (r"caf\xe9.tar", str(data))
+
+
+def test_a_moved_idx_pool_is_the_same_pool(tmp_path):
+    for name in ("old/t-images-idx3-ubyte", "old/t-labels-idx1-ubyte"):
+        write(tmp_path / name)
+    pool = make_pool(format="idx", path=str(tmp_path / "old"))
+    (old,) = list_shards(pool)
+    (tmp_path / "old").rename(tmp_path / "new")
+    labels = str(tmp_path / "new/t-labels-idx1-ubyte")
+    moved_pool = make_pool(format="idx", path=str(tmp_path / "new"), labels_path=labels)
+    (moved,) = list_shards(moved_pool)
+    assert moved.files == ((labels, 1),) != old.files
+    assert samples_id(moved_pool, moved) == samples_id(pool, old)
 
 
 def test_idx_labels_are_found_beside_the_images(tmp_path):

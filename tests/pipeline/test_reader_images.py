@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +66,17 @@ def test_one_image(folder):
     assert read_image(pool, shard, key="top", row=4, offset=0, nbytes=3) == b"top"
     with pytest.raises(InputError, match="must still have 4 bytes, got 3"):
         read_image(pool, shard, key="top", row=4, offset=0, nbytes=4)
+
+
+def test_names_that_are_not_utf8_become_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"d\xe9j\xe0/caf\xe9.png")
+    path.parent.mkdir()
+    path.write_bytes(b"image")
+    pool, (shard,) = open_pool(tmp_path)
+    sample, _ = read_shard(pool, shard)
+    assert (sample.key, sample.image) == (r"d\xe9j\xe0/caf\xe9", b"image")
+    assert sample.metadata == {"label": r"d\xe9j\xe0"}
+    assert read_image(pool, shard, key=sample.key, row=0, offset=0, nbytes=5) == b"image"
 
 
 def test_no_rows_wanted(folder):

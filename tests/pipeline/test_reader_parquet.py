@@ -149,10 +149,34 @@ def test_paths_that_lead_out_of_the_root(read, path):
     assert (sample.image, sample.reason) == (b"", Reason.UNSAFE_NAME)
 
 
+def test_made_up_keys_are_never_those_of_other_rows(read):
+    keys = ["a", "a", "a.2", "a#row-00000004", "a", "row-00000000", "#row-00000006", None]
+    samples, _ = read({"jpg": [JPG] * 8, "k": keys}, key_column="k")
+    twice, bad = Reason.DUPLICATE_KEY, Reason.BAD_ROW
+    assert [(sample.key, sample.reason) for sample in samples] == [
+        ("a", None),
+        ("a#row-00000001", twice),
+        ("a.2", None),
+        ("a#row-00000004#row-00000003", bad),
+        ("a#row-00000004", twice),
+        ("row-00000000", None),
+        ("#row-00000006#row-00000006", bad),
+        ("#row-00000007", bad),
+    ]
+
+
+def test_columns_nested_too_deeply_are_left_out(read):
+    def nested(levels):
+        return 1 if levels == 0 else {"a": nested(levels - 1)}
+
+    (sample,), _ = read({"jpg": [JPG], "sound": [nested(64)], "deep": [nested(65)]})
+    assert sample.metadata == {"sound": nested(64)}
+
+
 def test_keys_and_uids(read):
     columns = {"jpg": [JPG] * 5, "k": ["a", "b", "a", None, "a"], "u": [UID, "x", None, "", UID.upper()]}
     samples, _ = read(columns, key_column="k", uid_column="u")
-    assert [sample.key for sample in samples] == ["a", "b", "a.2", "row-00000003", "a.3"]
+    assert [sample.key for sample in samples] == ["a", "b", "a#row-00000002", "#row-00000003", "a#row-00000004"]
     reasons = [None, None, Reason.DUPLICATE_KEY, Reason.BAD_ROW, Reason.DUPLICATE_KEY]
     assert [sample.reason for sample in samples] == reasons
     assert [sample.uid_invalid for sample in samples] == [False, True, False, True, False]

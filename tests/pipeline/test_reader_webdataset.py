@@ -3,6 +3,7 @@ import gzip
 import io
 import itertools
 import json
+import random
 import tarfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.errors import ConfigError
+from operators.errors import ConfigError, InputError
 from operators.rejects import Damage, Reason
 from pipeline.pool import Pool, check_source, list_shards
 from pipeline.readers import ShardEnd, read_image, read_shard, webdataset
@@ -293,6 +294,30 @@ def test_unsafe_names(name):
 )
 def test_json_that_is_no_object(data):
     assert parse_json(data) is None
+
+
+def test_json_is_nested_in_so_many_levels_only():
+    assert parse_json(b'{"a":' + b"[" * 63 + b"1" + b"]" * 63 + b"}") is not None
+    assert parse_json(b'{"a":' + b"[" * 64 + b"]" * 64 + b"}") is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_an_image_of_a_shard_that_was_damaged_since(tmp_path, damage):
+    path = tmp_path / "00000.tar.gz"
+    path.write_bytes(gzip.compress(make_tar(pair("1", image=random.Random(0).randbytes(5000)))))
+    pool = Pool.model_validate({"format": "webdataset", "path": str(path)})
+    (shard,) = list_shards(pool)
+    sample, _ = read_shard(pool, shard)
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[:1000])
+    elif damage == "flipped":
+        data[100:4000] = bytes(3900)
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"image '1' of shard 00000\.tar\.gz must still have 5000 bytes, got: "):
+        read_image(pool, shard, key="1", row=0, offset=sample.offset, nbytes=len(sample.image))
 
 
 def test_json_edges():

@@ -150,7 +150,7 @@ def test_an_outdated_page_is_written_again(workspace, html):
 def test_images_that_cannot_be_read_any_more_are_left_blank(workspace, html):
     run, config = open_run(Store(str(workspace)), workers=2, progress=Progress())
     shard = Path(run.shards[0].url)
-    backup = shutil.copy(shard, shard.with_suffix(".backup"))
+    backup = shutil.copy2(shard, shard.with_suffix(".backup"))
     try:
         shard.write_bytes(b"")
         (workspace / "report.html").unlink()

@@ -102,7 +102,7 @@ def test_prune_shows_its_clusters():
         p__detail__distance=[0.1, 0.2, 0.3, NONE, NONE, 0.4],
     )
     clusters = tuple(
-        {"cluster": i, "size": size, "d_intra": 0.1, "d_inter": 0.2, "density": 0.02, "quota": 1, "kept": 1}
+        {"cluster": i, "size": size, "d_intra": 0.1, "d_inter": 0.2, "density": 0.02, "quota": 1}
         for i, size in ((0, 2), (1, 1))
     )
     view = Pruned(facts("p", 5, over_quota=1, no_embedding=1), 2, clusters, (0, 1))

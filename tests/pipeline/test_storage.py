@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def publish(store: Store, number: int) -> bool:
     return store.publish("name", b"%d" % number)
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EXDEV])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV])
 def test_a_file_system_without_hard_links(store, monkeypatch, number):
     def no_links(*args, **kwargs):
         raise OSError(number, "no links here")
@@ -65,6 +66,70 @@ def test_a_file_system_without_hard_links(store, monkeypatch, number):
     assert store.publish("a", b"one")
     assert not store.publish("a", b"two")
     assert names(store) == ["a"]
+
+
+def test_without_hard_links_a_name_never_holds_half_a_file(store, monkeypatch):
+    def no_links(*args):
+        raise OSError(errno.ENOSYS, "no links here")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage.os, "link", no_links)
+    with monkeypatch.context() as kill:
+        kill.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.publish("a", b"one")
+    assert names(store) == []
+    assert store.publish("a", b"two")
+    assert store.read("a") == b"two"
+
+
+def test_without_hard_links_exactly_one_of_many_writers_wins(store):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        won = pool.starmap(publish_without_links, [(store, number) for number in range(16)])
+    assert sum(won) == 1
+    assert store.read("name") == b"%d" % won.index(True)
+
+
+def publish_without_links(store: Store, number: int) -> bool:
+    with store.scratch("") as scratch:
+        scratch.write_bytes(b"%d" % number)
+        return storage._rename_exclusively(scratch, Path(store.path("name")))
+
+
+def test_a_local_workspace_is_locked_for_one_run(store, memory, monkeypatch):
+    with store.locked():
+        lock = Path(store.path(".lock"))
+        before = lock.stat()
+        with pytest.raises(WorkspaceError) as caught, store.locked():
+            pass
+        assert str(caught.value) == f"{store.url} must be used by one run at a time, got a second one"
+    with store.locked():
+        assert lock.stat() == before
+    with memory.locked(), memory.locked():
+        pass
+
+    def no_locks(*args):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
+    with store.locked(), store.locked():
+        pass
+
+
+def test_the_lock_dies_with_its_process(store):
+    process = multiprocessing.get_context("spawn").Process(target=die_with_the_lock, args=(store,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with store.locked():
+        pass
+
+
+def die_with_the_lock(store: Store) -> None:
+    with store.locked():
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])

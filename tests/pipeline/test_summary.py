@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -75,9 +76,19 @@ def test_it_is_written_unless_nothing_was_done(run, tmp_path):
         "workspace",
     }
     assert written["steps"][2] == {"name": "rules", "rows_in": 4, "rows_out": 3, "seconds": 1.25, "reused": False}
-    del run.artifacts["rules"]
+    run.artifacts["rules"] = replace(run.artifacts["rules"], reused=True, seconds=9.0)
     write_summary(run, summarise(run, [EXPORT]))
     assert json.loads((tmp_path / "summary.json").read_text()) == written
+
+
+def test_it_is_written_where_less_was_asked_for(run, tmp_path):
+    write_summary(run, summarise(run, [EXPORT]))
+    run.artifacts["rules"] = replace(run.artifacts["rules"], reused=True)
+    write_summary(run, summarise(run, []))
+    assert json.loads((tmp_path / "summary.json").read_text())["exports"] == []
+    del run.artifacts["rules"]
+    write_summary(run, summarise(run, []))
+    assert len(json.loads((tmp_path / "summary.json").read_text())["steps"]) == 2
 
 
 def test_what_is_printed(run, capsys, tmp_path):

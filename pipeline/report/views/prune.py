@@ -27,8 +27,7 @@ _HEADINGS = (
     Heading("d_intra", help="mean distance of the members to their centroid: how varied the cluster is"),
     Heading("d_inter", help="mean distance to the nearest other centroids: how far from the rest it lies"),
     Heading("density", help="what the quotas are given by; d_intra x d_inter unless set otherwise"),
-    Heading("quota", help="members that may stay"),
-    Heading("kept", help="members that stayed"),
+    Heading("kept", help="members that stayed: the quota of the cluster"),
     Heading("share kept", share=True),
 )
 
@@ -101,10 +100,10 @@ class Pruned(Verdicts):
         link = self._id(row["cluster"]) if row["cluster"] in self.pictured else ""
         return (
             Cell(str(row["cluster"]), row["cluster"], link),
-            *(Cell(f"{row[name]:,}", row[name]) for name in ("size",)),
+            Cell(f"{row['size']:,}", row["size"]),
             *(Cell(f"{row[name]:.4f}", row[name]) for name in ("d_intra", "d_inter", "density")),
-            *(Cell(f"{row[name]:,}", row[name]) for name in ("quota", "kept")),
-            Cell(percent(row["kept"], row["size"]), _share(row)),
+            Cell(f"{row['quota']:,}", row["quota"]),
+            Cell(percent(row["quota"], row["size"]), _share(row)),
         )
 
     def _galleries(self, seen: Seen) -> list[Group]:
@@ -112,7 +111,7 @@ class Pruned(Verdicts):
         groups = []
         for cluster in self.pictured:
             row = by_id[cluster]
-            counts = (row["kept"], row["size"] - row["kept"])
+            counts = (row["quota"], row["size"] - row["quota"])
             galleries = [
                 Gallery(f"{number(count)} {name}", examples, tone=tone)
                 for (tone, name), count in zip(FATES, counts, strict=True)
@@ -147,7 +146,7 @@ def choose_clusters(rows: Sequence[dict[str, Any]]) -> tuple[int, ...]:
 
 
 def _share(row: dict[str, Any]) -> float:
-    return float(row["kept"] / row["size"])
+    return float(row["quota"] / row["size"])
 
 
 def _size(row: dict[str, Any]) -> str:

@@ -1,0 +1,37 @@
+"""Arguments that several commands share."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from operators.errors import ConfigError
+from pipeline.storage import Store, absolute
+
+
+def add_workspace(parser: argparse.ArgumentParser) -> None:
+    """Declares WORKSPACE and the options to open it."""
+    parser.add_argument("workspace", metavar="WORKSPACE", help="of a run that has finished")
+    parser.add_argument(
+        "--storage", metavar="KEY=VALUE", action="append", default=[], help="an option for fsspec to open WORKSPACE"
+    )
+
+
+def open_workspace(args: argparse.Namespace) -> Store:
+    """The workspace that the arguments name. Raises ConfigError."""
+    return Store(absolute(args.workspace), read_options("--storage", args.storage))
+
+
+def read_options(flag: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` each, the values in YAML. Raises ConfigError, naming the flag."""
+    options = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"{flag} must be KEY=VALUE, got {assignment!r}")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{flag} must be KEY=VALUE with a value in YAML, got {assignment!r}") from error
+    return options

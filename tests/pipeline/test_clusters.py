@@ -1,0 +1,59 @@
+"""Clusters of a pool whose artifacts were written by hand, without Ray."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import kmeans
+from pipeline import run as running
+from pipeline.artifact import Artifact, Part, publish_part, read_columns
+from pipeline.clustering import KMeansFit, KMeansSettings
+from pipeline.columns import embedding_field, fixed_binary
+from pipeline.pool import Pool
+from pipeline.progress import Progress
+from pipeline.run import Run
+from pipeline.steps.clusters import cluster, fit_of
+from pipeline.storage import Store
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    x_ND = np.eye(4, dtype=np.float16)
+    columns = {
+        "samples": (pa.field("uid", pa.binary(16)), pa.array([bytes([row]) * 16 for row in range(4)], pa.binary(16))),
+        "raw.image": (embedding_field("embedding", 4), fixed_binary(x_ND, np.ones(4, dtype=bool))),
+    }
+    store = Store(str(tmp_path))
+    pool = Pool.model_validate({"format": "webdataset", "path": str(tmp_path)})
+    run = Run(store, pool, [], seed=0, models={}, workers=1, threads=1, progress=Progress())
+    for name, (field, column) in columns.items():
+        table = pa.table([column], schema=pa.schema([field]))
+        part = publish_part(store, f"{name}/x", Part("a.tar", "p", "", 0, 0, ""), [table], table.schema)
+        run.artifacts[name] = Artifact(name, f"{name}/x", (part,))
+    run.embeddings["raw", "image"] = run.artifacts["raw.image"]
+    return run
+
+
+def test_a_fit_outlives_the_run_that_made_it(run, monkeypatch):
+    fitted = KMeansFit(np.eye(4)[:2], [0.75, 0.5], 1, np.array([2, 2]), np.array([1.0, 1.0]))
+    calls = []
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kmeans, "fit", lambda *args, **kwargs: calls.append(1) or fitted)
+    with monkeypatch.context() as kill:
+        kill.setattr(running, "spread", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cluster(run, "prune", "raw", KMeansSettings(clusters=2))
+    monkeypatch.setattr(running, "spread", lambda function, items, *, workers: map(function, items))
+    artifact = cluster(run, "prune", "raw", KMeansSettings(clusters=2))
+    assert len(calls) == 1
+    assert (artifact.info["inertia"], artifact.info["iterations"]) == ([0.75, 0.5], 1)
+    fit = fit_of(run.store, artifact.info)
+    np.testing.assert_array_equal(fit.centroids_KD, fitted.centroids_KD)
+    np.testing.assert_array_equal(fit.sizes_K, [2, 2])
+    assert (fit.inertia, fit.iterations) == ((0.75, 0.5), 1)
+    table = read_columns(run.store, artifact.parts[0].path)
+    assert table["cluster"].to_pylist()[:2] == [0, 1]
+    assert table["similarity"].to_pylist() == [1.0, 1.0, 0.0, 0.0]

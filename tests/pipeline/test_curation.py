@@ -1,0 +1,100 @@
+"""The config of a curation, beyond what tests/jobs/test_bad_input.py shows of its messages."""
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.clustering import KMeansSettings
+from pipeline.curate import curate
+from pipeline.curation import Curation
+from pipeline.progress import Progress
+from pipeline.steps.prune import Prune
+
+POOL = {"format": "webdataset", "path": "pool/*.tar"}
+PRUNE = {"step": "prune", "method": "dbp", "model": "raw", "clusters": 2, "keep": 1}
+
+
+def curation(**changes) -> Curation:
+    return Curation.model_validate({"pool": POOL, "workspace": "w"} | changes)
+
+
+@pytest.mark.parametrize(("tolerance", "iterations"), [(1.0, 20), (float("inf"), 20), (-0.1, 20), (0.0, -1)])
+def test_prune_takes_what_k_means_takes(tolerance, iterations):
+    changes = {"tolerance": tolerance, "iterations": iterations}
+    with pytest.raises(ValidationError):
+        KMeansSettings(clusters=2, **changes)
+    with pytest.raises(ValidationError):
+        Prune.model_validate(PRUNE | changes)
+
+
+@pytest.mark.parametrize("name", ["width", "caption", "uid", "exports", "ledger"])
+def test_names_of_columns_and_folders_are_reserved(name):
+    with pytest.raises(ValidationError, match="is reserved"):
+        curation(steps=[{"step": "exact_dedup", "name": name}])
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden"])
+def test_model_names_are_fit_for_folders(name):
+    with pytest.raises(ValidationError, match="pattern"):
+        curation(models={name: {"library": "pixels"}})
+    assert curation(models={"vit_b-32": {"library": "pixels"}}).models
+
+
+def test_paths_become_absolute_and_nothing_else_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    clip = {"library": "open_clip", "name": "ViT-B-32", "weights": "openai"}
+    sources = [
+        POOL | {"root": "."},
+        {"format": "idx", "path": "~/digits", "labels_path": "labels", "name": "digits"},
+        {"format": "parquet", "path": "s3://bucket/*.parquet", "name": "far"},
+    ]
+    given = curation(
+        pool={"sources": sources},
+        models={
+            "tag": clip,
+            "hub": clip | {"name": "hf-hub:owner/repo", "weights": "hub"},
+            "random": clip | {"name": "small.json", "weights": "random"},
+            "file": {"library": "timm", "name": "vit_tiny_patch16_224", "weights": "vit.safetensors"},
+            "folder": clip | {"weights": "./exported"},
+            "far": clip | {"weights": "s3://bucket/clip.safetensors"},
+            "raw": {"library": "pixels"},
+        },
+        steps=[{"step": "deny", "uids": "lists/out.txt", "urls": "https://host/urls.txt"}, {"step": "exact_dedup"}],
+        export=[{"format": "uids", "path": "out/subset.npy"}],
+    )
+    found = given.resolved()
+
+    here = str(tmp_path)
+    assert found.store == given.store
+    assert found.workspace == f"{here}/w"
+    assert [(source.path, source.root, source.labels_path) for source in found.pool.sources] == [
+        (f"{here}/pool/*.tar", here, None),
+        ("/home/someone/digits", None, f"{here}/labels"),
+        ("s3://bucket/*.parquet", None, None),
+    ]
+    models = {name: (model.name, model.weights) for name, model in found.models.items() if name != "raw"}
+    assert models == {
+        "tag": ("ViT-B-32", "openai"),
+        "hub": ("hf-hub:owner/repo", "hub"),
+        "random": (f"{here}/small.json", "random"),
+        "file": ("vit_tiny_patch16_224", f"{here}/vit.safetensors"),
+        "folder": ("ViT-B-32", f"{here}/exported"),
+        "far": ("ViT-B-32", "s3://bucket/clip.safetensors"),
+    }
+    assert (found.steps[0].uids, found.steps[0].urls) == (f"{here}/lists/out.txt", "https://host/urls.txt")
+    assert found.export[0].path == f"{here}/out/subset.npy"
+    monkeypatch.chdir("/")
+    assert found.resolved() == found
+
+
+def test_a_run_knows_only_absolute_paths(monkeypatch):
+    class Started(Exception):
+        pass
+
+    def start_run(config, *args, **kwargs):
+        raise Started(config)
+
+    monkeypatch.setattr("pipeline.curate.start_run", start_run)
+    with pytest.raises(Started) as started:
+        curate(curation(), [], workers=1, progress=Progress())
+    assert started.value.args[0] == curation().resolved() != curation()

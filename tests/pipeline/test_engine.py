@@ -1,0 +1,63 @@
+"""How Ray is started, without starting it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from operators.errors import ConfigError
+from pipeline.engine import Resources, engine
+
+
+@pytest.fixture
+def ray_starts(monkeypatch):
+    """Ray on two live nodes, of 2 and 4 CPUs, and a dead one of 64; returns how it was started each time."""
+    starts = []
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+        {"Alive": True, "Resources": {}},
+        {"Alive": False, "Resources": {"CPU": 64.0}},
+    ]
+
+    def init(**options):
+        starts.append(options | {"PYTHONPATH": os.environ.get("PYTHONPATH")})
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, replacement in (
+        ("is_initialized", lambda: False),
+        ("init", init),
+        ("shutdown", lambda: None),
+        ("nodes", lambda: nodes),
+        ("cluster_resources", lambda: {"CPU": 6.0}),
+    ):
+        monkeypatch.setattr(f"ray.{name}", replacement)
+    return starts
+
+
+def test_more_threads_than_any_node_has_would_wait_forever(ray_starts):
+    with engine(Resources(threads=4)) as workers:
+        assert workers == 6
+    message = "resources.threads must be at most the 4 CPUs of the largest node, got 5"
+    with pytest.raises(ConfigError, match=message), engine(Resources(threads=5)):
+        pass
+
+
+def test_without_an_address_ray_starts_here(ray_starts):
+    with engine(Resources(workers=2)):
+        assert ray_starts[0]["address"] == "local"
+        assert ray_starts[0]["num_cpus"] == 2
+
+
+@pytest.mark.parametrize("before", [None, "/somewhere"])
+def test_workers_find_the_working_folder_last(ray_starts, tmp_path, monkeypatch, before):
+    monkeypatch.chdir(tmp_path)
+    if before is None:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONPATH", before)
+    with engine(Resources()):
+        assert os.environ.get("PYTHONPATH") == before
+    paths = ray_starts[0]["PYTHONPATH"].split(os.pathsep)
+    assert paths[-1] == str(tmp_path)
+    assert str(Path(os.__file__).parent) in paths[:-1]
