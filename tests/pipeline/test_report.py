@@ -102,7 +102,7 @@ def test_bars_count_every_sample_that_entered(html):
 @pytest.mark.ray
 def test_the_cluster_table_is_that_of_the_step(workspace, html):
     table = pq.read_table(next(workspace.glob("prune/*/clusters.parquet")))
-    expected = {(row["cluster"], row["size"], row["quota"], row["kept"]) for row in table.to_pylist() if row["size"]}
+    expected = {(row["cluster"], row["size"], row["quota"], row["quota"]) for row in table.to_pylist() if row["size"]}
     body = html.partition('id="step-prune"')[2].partition('<table class="data"')[2].partition("</table>")[0]
     values = [re.findall(r'data-value="([^"]+)"', row) for row in body.split("<tr>")[2:]]
     assert {tuple(int(row[i]) for i in (0, 1, 5, 6)) for row in values} == expected
@@ -186,7 +186,7 @@ def test_rows_by_shard():
 @pytest.mark.parametrize("num_clusters", [0, 1, 7, TABLE_ROWS])
 def test_pictured_clusters(num_clusters):
     """By size, cluster i of n; the larger its number, the more of it was kept."""
-    rows = [{"cluster": i, "size": 2 * num_clusters - i, "kept": i} for i in range(num_clusters)]
+    rows = [{"cluster": i, "size": 2 * num_clusters - i, "quota": i} for i in range(num_clusters)]
     chosen = choose_clusters(rows)
     assert len(set(chosen)) == len(chosen) == min(num_clusters, 24)
     if num_clusters == TABLE_ROWS:

@@ -27,7 +27,8 @@ _HEADINGS = (
     Heading("d_intra", help="mean distance of the members to their centroid: how varied the cluster is"),
     Heading("d_inter", help="mean distance to the nearest other centroids: how far from the rest it lies"),
     Heading("density", help="what the quotas are given by; d_intra x d_inter unless set otherwise"),
-    Heading("kept", help="members that stayed: the quota of the cluster"),
+    Heading("quota", help="members that were to stay"),
+    Heading("kept", help="members that stayed: quotas are exact, so this is the quota"),
     Heading("share kept", share=True),
 )
 
@@ -102,7 +103,7 @@ class Pruned(Verdicts):
             Cell(str(row["cluster"]), row["cluster"], link),
             Cell(f"{row['size']:,}", row["size"]),
             *(Cell(f"{row[name]:.4f}", row[name]) for name in ("d_intra", "d_inter", "density")),
-            Cell(f"{row['quota']:,}", row["quota"]),
+            *[Cell(f"{row['quota']:,}", row["quota"])] * 2,  # to stay, and stayed
             Cell(percent(row["quota"], row["size"]), _share(row)),
         )
 
