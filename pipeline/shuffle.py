@@ -4,7 +4,6 @@ Where the rows fit one task there is only one partition, and Ray's tasks do it; 
 (Measured: Ray Data's start-up costs seconds, more than the whole of a small pool.)
 """
 
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -12,6 +11,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import ray
 import ray.data
+
+from pipeline.payload import pack, unpack
 
 Item = TypeVar("Item")
 
@@ -46,7 +47,7 @@ def shuffle(
     if partitions == 1:
         yield _in_one_task(items, produce, reduce, workers)
         return
-    rows = [{"item": pickle.dumps(item)} for item in items]
+    rows = [{"item": pack(item)} for item in items]
     produced = ray.data.from_items(rows, override_num_blocks=min(len(rows), 8 * workers)).map_batches(
         partial(_produce, produce), batch_size=1, batch_format="pyarrow"
     )
@@ -74,7 +75,7 @@ def _in_one_task(
 
 
 def _produce(produce: Callable[[Any], pa.Table], batch: pa.Table) -> pa.Table:
-    return produce(pickle.loads(batch["item"][0].as_py()))  # noqa: S301 (our own object, from our own driver)
+    return produce(unpack(batch["item"][0].as_py()))
 
 
 def _reduce(reduce: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:

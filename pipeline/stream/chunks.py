@@ -6,7 +6,6 @@ batches, and so its embeddings, are the same whoever computes them.
 
 import functools
 import json
-import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from operators.uids import derive_uid
 from pipeline.artifact import read_columns
 from pipeline.columns import booleans
 from pipeline.models import build_preprocessor
+from pipeline.payload import pack, unpack
 from pipeline.readers import read_shard
 from pipeline.readers.sample import RawSample, ShardEnd
 from pipeline.stream.work import SAMPLES_SCHEMA, Need, Pass, ShardWork
@@ -41,7 +41,7 @@ def read_chunks(job: Pass, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: the shard no longer holds every row that is wanted.
     """
-    work: ShardWork = pickle.loads(row["work"])  # noqa: S301 (our own object, from our own driver)
+    work: ShardWork = unpack(row["work"])
     wanted = None if work.samples_path is None else _rows_to_embed(job, work)
     waiting: list[RawSample] = []
     span = _CHUNK_SPAN * job.pool.chunk_samples
@@ -83,8 +83,8 @@ def decode_chunk(job: Pass, row: dict[str, Any]) -> dict[str, Any]:
         the row with a payload of (start, stop, samples table or None, inputs by need, rows embedded by need, end).
         Inputs are uint8 pixels (n, H, W, 3) or int tokens (n, L).
     """
-    work: ShardWork = pickle.loads(row["work"])  # noqa: S301
-    start, stop, samples, end = pickle.loads(row["payload"])  # noqa: S301
+    work: ShardWork = unpack(row["work"])
+    start, stop, samples, end = unpack(row["payload"])
     needs = [need for need, _ in work.needs]
     inputs: dict[str, list[NDArray[Any]]] = {need.name: [] for need in needs}
     rows: dict[str, list[int]] = {need.name: [] for need in needs}
@@ -104,7 +104,7 @@ def decode_chunk(job: Pass, row: dict[str, Any]) -> dict[str, Any]:
     table = pa.Table.from_pylist(records, schema=SAMPLES_SCHEMA) if work.samples_path is None else None
     arrays = {name: np.stack(values) for name, values in inputs.items() if values}
     counts = _counts(samples)
-    row["payload"] = pickle.dumps((start, stop, table, arrays, rows, counts, end), protocol=5)
+    row["payload"] = pack((start, stop, table, arrays, rows, counts, end))
     return row
 
 
@@ -171,7 +171,7 @@ def _chunk(
     row: dict[str, Any], number: int, payload: tuple[int, int, list[RawSample], ShardEnd | None]
 ) -> dict[str, Any]:
     last = payload[3] is not None
-    return {"work": row["work"], "chunk": number, "last": last, "payload": pickle.dumps(payload, protocol=5)}
+    return {"work": row["work"], "chunk": number, "last": last, "payload": pack(payload)}
 
 
 def _preprocessor(job: Pass, model: str) -> Preprocessor:

@@ -1,6 +1,5 @@
 """The model side of a pass: an actor that owns the encoders, and the pieces that it leaves behind."""
 
-import pickle
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from operators.embeddings import to_unit_float16
 from operators.encoders.base import Encoder
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.models import build_encoder
+from pipeline.payload import pack, unpack
 from pipeline.stream.work import Pass, ShardWork
 
 THREADS = 1
@@ -28,8 +28,8 @@ class EncodeChunks:
     def __call__(self, batch: pa.Table, job: Pass) -> pa.Table:
         """Encodes a batch of one chunk. The payload becomes (table, counts, end): see `piece_table`."""
         (row,) = batch.to_pylist()
-        work: ShardWork = pickle.loads(row["work"])  # noqa: S301 (our own object, from our own driver)
-        start, stop, table, arrays, rows, counts, end = pickle.loads(row["payload"])  # noqa: S301
+        work: ShardWork = unpack(row["work"])
+        start, stop, table, arrays, rows, counts, end = unpack(row["payload"])
         columns: dict[str, tuple[pa.Field, pa.Array]] = {}
         for need, _ in work.needs:
             encoder = self._encoder(job, need.model)
@@ -42,7 +42,7 @@ class EncodeChunks:
                 filled_N[positions] = sound_N
                 values_ND[positions] = unit_ND
             columns[need.name] = (embedding_field(need.name, encoder.dim), fixed_binary(values_ND, filled_N))
-        row["payload"] = pickle.dumps((piece_table(table, stop - start, columns), counts, end), protocol=5)
+        row["payload"] = pack((piece_table(table, stop - start, columns), counts, end))
         return pa.Table.from_pylist([row], schema=batch.schema)
 
     def _encoder(self, job: Pass, model: str) -> Encoder:
@@ -53,8 +53,8 @@ class EncodeChunks:
 
 def without_encoding(row: dict[str, Any]) -> dict[str, Any]:
     """What takes the place of the actor where no model is needed."""
-    start, stop, table, _, _, counts, end = pickle.loads(row["payload"])  # noqa: S301
-    row["payload"] = pickle.dumps((piece_table(table, stop - start, {}), counts, end), protocol=5)
+    start, stop, table, _, _, counts, end = unpack(row["payload"])
+    row["payload"] = pack((piece_table(table, stop - start, {}), counts, end))
     return row
 
 
@@ -71,8 +71,8 @@ def piece_table(samples: pa.Table | None, rows: int, columns: dict[str, tuple[pa
 
 def write_piece(job: Pass, row: dict[str, Any]) -> dict[str, Any]:
     """Writes a chunk's table where the finaliser will find it, and gives the driver a receipt without data."""
-    work: ShardWork = pickle.loads(row["work"])  # noqa: S301
-    table, counts, end = pickle.loads(row["payload"])  # noqa: S301
+    work: ShardWork = unpack(row["work"])
+    table, counts, end = unpack(row["payload"])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -82,5 +82,5 @@ def write_piece(job: Pass, row: dict[str, Any]) -> dict[str, Any]:
         "chunk": row["chunk"],
         "last": row["last"],
         "rows": counts["in"],
-        "receipt": pickle.dumps((counts, end)),
+        "receipt": pack((counts, end)),
     }

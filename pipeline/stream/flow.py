@@ -1,7 +1,6 @@
 """The wiring of one pass: a Ray Data pipeline over the shards, with the finalisers beside it."""
 
 import contextlib
-import pickle
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import ray
 import ray.data
 
+from pipeline.payload import pack, unpack
 from pipeline.progress import StepProgress
 from pipeline.readers.sample import ShardEnd
 from pipeline.stream.chunks import decode_chunk, read_chunks
@@ -35,7 +35,7 @@ class _Shard:
     end: ShardEnd | None = None
 
     def add(self, receipt: dict[str, Any]) -> None:
-        counts, end = pickle.loads(receipt["receipt"])  # noqa: S301 (our own object)
+        counts, end = unpack(receipt["receipt"])
         self.rows[receipt["chunk"]] = counts
         if receipt["last"]:
             self.chunks, self.end = receipt["chunk"] + 1, end
@@ -95,7 +95,7 @@ def _run_pass(job: Pass, works: Sequence[ShardWork], workers: int, progress: Ste
 
 
 def _receipts(job: Pass, works: Sequence[ShardWork], workers: int) -> Generator[dict[str, Any], None, None]:
-    items = [{"work": pickle.dumps(work)} for work in works]
+    items = [{"work": pack(work)} for work in works]
     shards = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_READ_TASKS))
     # Every chunk is a block of its own, so it goes on as soon as it is read, and to any worker. Ray Data would gather
     # 128 MB of them first.

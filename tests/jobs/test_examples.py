@@ -84,7 +84,7 @@ def test_tars_on_s3(ray_with_s3, capsys):
         s3.pipe(f"data/pool/{number:05d}.tar", tar_bytes(samples))
     assigned = {
         "pool.path": "s3://data/pool/*.tar",
-        "workspace": "s3://data/work",
+        "workspace": "s3://data/curation",
         "export.0.path": "s3://data/curated",
         "export.1.path": "s3://data/subset.npy",
     }
@@ -94,4 +94,4 @@ def test_tars_on_s3(ray_with_s3, capsys):
     assert len(np.load(io.BytesIO(s3.cat_file("data/subset.npy")))) == 24
     assert main(arguments) == 0
     assert "nothing to do: every step reused" in capsys.readouterr().out
-    assert json.loads(s3.cat_file("data/work/summary.json"))["kept"] == 24
+    assert json.loads(s3.cat_file("data/curation/summary.json"))["kept"] == 24

@@ -84,7 +84,7 @@ def run(settings: Curation):
 
 @pytest.fixture(scope="module")
 def remote(storage, bucket, ray_here):
-    settings = config("s3://bucket/pool", "s3://bucket/work", "s3://bucket/out", storage)
+    settings = config("s3://bucket/pool", "s3://bucket/curation", "s3://bucket/out", storage)
     return settings, run(settings)
 
 
@@ -135,13 +135,15 @@ def test_credentials_are_in_no_object(remote, bucket, storage):
 
 
 def test_the_record_keeps_the_endpoint(remote, bucket, storage):
-    record = json.loads(bucket.cat_file("bucket/work/run.json"))
+    record = json.loads(bucket.cat_file("bucket/curation/run.json"))
     assert record["config"]["storage"] == {"endpoint_url": storage["endpoint_url"]}
 
 
 def test_wrong_bucket(storage, ray_here):
-    settings = config("s3://bucket/pool", "s3://no-such-bucket/work", "s3://bucket/out", storage)
-    with pytest.raises(WorkspaceError, match="s3://no-such-bucket/work must be a folder that can be written to, got: "):
+    settings = config("s3://bucket/pool", "s3://no-such-bucket/curation", "s3://bucket/out", storage)
+    with pytest.raises(
+        WorkspaceError, match="s3://no-such-bucket/curation must be a folder that can be written to, got: "
+    ):
         check(settings)
 
 

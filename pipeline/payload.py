@@ -1,0 +1,17 @@
+"""How our own objects travel inside Ray Data rows: pickled, because both ends are this program.
+
+The one place that unpickles. What a user brings (members, weights, artifacts) never comes this way.
+"""
+
+import pickle
+from typing import Any
+
+
+def pack(value: Any) -> bytes:
+    """An object of ours as bytes."""
+    return pickle.dumps(value, protocol=5)
+
+
+def unpack(data: bytes) -> Any:
+    """The object that `pack` was given, in another process of the same run."""
+    return pickle.loads(data)  # noqa: S301
