@@ -9,7 +9,7 @@ from operators.encoders.settings import ModelSettings, PixelsSettings
 from pipeline.config.problems import KeyProblem
 from pipeline.engine import Resources
 from pipeline.export.settings import Export
-from pipeline.pool import Pool
+from pipeline.pool import Pool, names_password
 from pipeline.steps.base import NAME, Step
 from pipeline.steps.deny import Deny
 from pipeline.steps.registry import AnyStep
@@ -66,6 +66,16 @@ class Curation(BaseModel):
             "export": tuple(_resolve(export, ("path",)) for export in self.export),
         }
         return self.model_copy(update=resolved)
+
+    @model_validator(mode="after")
+    def _check_passwords(self) -> Self:
+        urls: dict[tuple[str | int, ...], str] = {("workspace",): self.workspace}
+        urls |= {("export", i, "path"): export.path for i, export in enumerate(self.export)}
+        urls |= {("models", name, "weights"): getattr(model, "weights", "") for name, model in self.models.items()}
+        for key, url in urls.items():
+            if names_password(url):
+                raise KeyProblem(key, "must not hold a password: give it under storage or in the environment")
+        return self
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:

@@ -98,3 +98,26 @@ def test_a_run_knows_only_absolute_paths(monkeypatch):
     with pytest.raises(Started) as started:
         curate(curation(), [], workers=1, progress=Progress())
     assert started.value.args[0] == curation().resolved() != curation()
+
+
+SECRET_URL = "ftp://user:hunter2@host/folder"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"workspace": SECRET_URL}, ("workspace",)),
+        ({"export": [{"format": "keys", "path": SECRET_URL}]}, ("export", 0, "path")),
+        (
+            {"models": {"m": {"library": "timm", "name": "vit_tiny_patch16_224", "weights": SECRET_URL}}},
+            ("models", "m", "weights"),
+        ),
+    ],
+)
+def test_a_url_with_a_password_is_refused_without_repeating_it(changes, key):
+    with pytest.raises(ValidationError) as caught:
+        curation(**changes)
+    problem = caught.value.errors()[0]["ctx"]["error"]
+    assert problem.path == key
+    assert "must not hold a password" in problem.rule
+    assert "hunter2" not in problem.rule
