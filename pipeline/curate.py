@@ -107,10 +107,10 @@ def run_steps(run: Run, steps: Sequence[Step]) -> Iterator[Artifact]:
         make(run, step.embeddings())
         run.step_started = time.monotonic()
         artifact = step.run(run)
-        if step.gives_score:
-            run.artifacts[step.title] = artifact
-        else:
+        if step.judges:
             run.add_verdicts(artifact)
+        else:
+            run.artifacts[step.title] = artifact
         yield artifact
 
 
@@ -119,6 +119,6 @@ def first_needs(steps: Sequence[Step]) -> list[tuple[str, Modality]]:
     needs: list[tuple[str, Modality]] = []
     for step in steps:
         needs += [need for need in step.embeddings() if need not in needs]
-        if not step.gives_score:
+        if step.judges:
             break
     return needs

@@ -1,7 +1,6 @@
 """The config of `winnow curate`, and what can be checked of it without reading the pool."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,14 +8,12 @@ from operators.encoders.settings import ModelSettings, PixelsSettings
 from pipeline.config.problems import KeyProblem
 from pipeline.engine import Resources
 from pipeline.export.settings import Export
+from pipeline.paths import resolve, resolve_source
 from pipeline.pool import Pool, names_password
 from pipeline.steps.base import NAME, Step
-from pipeline.steps.deny import Deny
 from pipeline.steps.registry import AnyStep
 from pipeline.storage import Store, absolute
 from pipeline.stream.work import SAMPLES_SCHEMA
-
-S = TypeVar("S", bound=BaseModel)
 
 _RESERVED = {"samples", "unique_uid", "ledger", "report", "pieces", "pool", "exports", *SAMPLES_SCHEMA.names}
 _WITH_TEXT = {"open_clip"}
@@ -56,14 +53,13 @@ class Curation(BaseModel):
 
     def resolved(self) -> Self:
         """The same job with every path absolute, for workers and later commands that run in other folders."""
-        sources = [_resolve(source, ("path", "root", "labels_path")) for source in self.pool.sources]
-        deny = ("uids", "urls", "image_hashes")
+        sources = [resolve_source(source) for source in self.pool.sources]
         resolved = {
             "pool": self.pool.model_copy(update={"sources": tuple(sources)}),
             "workspace": self.store.url,
             "models": {name: _resolve_model(model) for name, model in self.models.items()},
-            "steps": tuple(_resolve(step, deny) if isinstance(step, Deny) else step for step in self.steps),
-            "export": tuple(_resolve(export, ("path",)) for export in self.export),
+            "steps": tuple(step.resolved() for step in self.steps),
+            "export": tuple(resolve(export, ("path",)) for export in self.export),
         }
         return self.model_copy(update=resolved)
 
@@ -113,15 +109,9 @@ class Curation(BaseModel):
                 )
 
 
-def _resolve(settings: S, names: Sequence[str]) -> S:
-    """The settings with the paths among `names` that are given made absolute."""
-    given = {name: path for name in names if (path := getattr(settings, name))}
-    return settings.model_copy(update={name: absolute(path) for name, path in given.items()})
-
-
 def _resolve_model(model: ModelSettings) -> ModelSettings:
     """`hub`, `random` and tags are words without a dot or a slash; a folder of such a name can be written `./name`."""
     if isinstance(model, PixelsSettings):
         return model
     names = ["weights"] if "." in model.weights or "/" in model.weights else []
-    return _resolve(model, [*names, "name"] if model.name.endswith(".json") else names)
+    return resolve(model, [*names, "name"] if model.name.endswith(".json") else names)

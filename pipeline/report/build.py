@@ -114,7 +114,7 @@ def funnel(run: Run, steps: Sequence[Step], summary: Summary) -> tuple[Stage, ..
         Stage("Usable", "readable, with a uid of its own", "rejects" if usable < seen else "", seen, usable, seen),
     ]
     for step in steps:
-        if not step.gives_score:
+        if step.judges:
             artifact = run.artifacts[step.title]
             rows_in, rows_out = artifact.total("in"), artifact.total("kept")
             note = settings_text(step) or (step.step if step.title != step.step else "")

@@ -1,7 +1,7 @@
 """What a step is: frozen settings, a version, what it reads, and a function of the run."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,8 +47,17 @@ class Step(BaseModel):
 
     @property
     def gives_score(self) -> bool:
-        """Whether the output is a score that later steps can name, and every row passes."""
+        """Whether the output is a score that later steps can name."""
         return False
+
+    @property
+    def judges(self) -> bool:
+        """Whether the output is verdicts; otherwise every row passes."""
+        return not self.gives_score
+
+    def resolved(self) -> Self:
+        """The same settings with every path absolute."""
+        return self
 
     def check(self) -> None:
         """Checks, before any work, what the settings name outside the config. Raises UserError."""

@@ -12,7 +12,7 @@ import io
 import json
 import re
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import fsspec
 import numpy as np
@@ -22,6 +22,7 @@ from pydantic import model_validator
 from operators.errors import InputError
 from operators.uids import UID_BYTES, UID_PAIR, join_uids, parse_uid
 from pipeline.artifact import Artifact
+from pipeline.paths import resolve
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step
 from pipeline.storage import Store, digest
@@ -54,6 +55,10 @@ class Deny(Step):
         identity = super().identity(run)
         entries = {"denied": digest(read_lists(self).record())}
         return {key: value for key, value in identity.items() if key not in Lists._fields} | entries
+
+    def resolved(self) -> Self:
+        """The same with the lists' paths absolute."""
+        return resolve(self, ("uids", "urls", "image_hashes"))
 
     def check(self) -> None:
         """Reads the lists once, before any work. Raises InputError where one cannot be read."""

@@ -25,23 +25,22 @@ from operators.quotas import balance_floor, solve_quotas
 from operators.selection import Cutoffs, Keys, cutoff_value, is_kept, order_key, unit_values
 from operators.uids import split_uids
 from pipeline.artifact import Artifact, parquet_bytes
-from pipeline.clustering import Iterations, KMeansSettings, Tolerance
 from pipeline.columns import present, scatter, uid_rows
 from pipeline.run import Modality, Plan, Read, Run, Verdicts
 from pipeline.selection import exact_cutoffs, rows_to_keep
-from pipeline.steps.base import Step, reasons
+from pipeline.steps.base import reasons
+from pipeline.steps.clustered import Clustered
 from pipeline.steps.clusters import Fit, cluster, fit_of
 
 Members = Literal["hard", "easy", "random"]
 
 
-class Prune(Step):
+class Prune(Clustered):
     """Settings of the step.
 
     Attributes:
         method: how quotas are given.
-        model: whose image embeddings are clustered; not for `random`.
-        clusters: k of k-means.
+        model, clusters and the other settings of the clustering: see `Clustered`; not for `random`.
         keep_fraction: share of the entering rows to keep.
         keep: number of rows to keep, instead of a share.
         density: what the softmax is taken of, for `dbp`.
@@ -49,15 +48,12 @@ class Prune(Step):
         neighbours: nearest other centroids that d_inter is the mean over (the paper's l).
         class_balance: 0 lets densities decide alone; b > 0 gives each cluster at least floor(b x kept / k).
         members: which members of a cluster stay: farthest from the centroid, nearest, or drawn.
-        iterations, tolerance: of k-means.
     """
 
     random: ClassVar[bool] = True
 
     step: Literal["prune"]
     method: Literal["dbp", "cluster_balanced", "random"]
-    model: str | None = None
-    clusters: int | None = Field(default=None, ge=1)
     keep_fraction: float | None = Field(default=None, gt=0, le=1)
     keep: int | None = Field(default=None, ge=1)
     density: Density = "dintra*dinter"
@@ -65,8 +61,6 @@ class Prune(Step):
     neighbours: int = Field(default=20, ge=1)
     class_balance: float = Field(default=0.0, ge=0, le=1)
     members: Members = "hard"
-    iterations: Iterations = 20
-    tolerance: Tolerance = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> "Prune":
@@ -78,7 +72,7 @@ class Prune(Step):
 
     def embeddings(self) -> Sequence[tuple[str, Modality]]:
         """The model's images, unless members are drawn blindly."""
-        return () if self.method == "random" or self.model is None else ((self.model, "image"),)
+        return () if self.method == "random" else super().embeddings()
 
     def identity(self, run: Run) -> dict[str, Any]:
         """Settings that the method does not use are left out."""
@@ -100,9 +94,7 @@ class Prune(Step):
 
     def _prune(self, run: Run) -> Artifact:
         assert self.model is not None
-        assert self.clusters is not None
-        kmeans = KMeansSettings(clusters=self.clusters, iterations=self.iterations, tolerance=self.tolerance)
-        assigned = cluster(run, self.title, self.model, kmeans)
+        assigned = cluster(run, self.title, self.model, self.kmeans)
         columns = {"cluster": "cluster", "similarity": "similarity"}
         reads = [Read(run.samples, {"uid": "uid"}), Read(assigned, columns)]
         plan = run.plan(self.title, self.identity(run), reads, reduces=True)

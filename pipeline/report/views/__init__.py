@@ -22,11 +22,11 @@ _OWN_VIEWS = {"filter": make_filter, "prune": make_prune}
 
 def make_views(run: Run, steps: Sequence[Step], summary: Summary, place: str) -> list[View]:
     """The views of a run in the workspace at `place`, in the order of the page."""
-    last = next((step.title for step in reversed(steps) if not step.gives_score), "unique_uid")
+    last = next((step.title for step in reversed(steps) if step.judges), "unique_uid")
     filtered = {score for step in steps for score in step.scores()}
     views: list[View] = [Glance(last), make_rejects(summary)]
     for step in steps:
-        if not step.gives_score:
+        if step.judges:
             views.append(_OWN_VIEWS.get(step.step, make_verdicts)(run, step))
         elif step.title not in filtered:  # a filter shows the score that it reads
             views.append(Scores(step.title))
