@@ -10,18 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-Iterations = Annotated[int, Field(ge=0)]
-"""Updates of the centroids at most."""
 
-Tolerance = Annotated[float, Field(ge=0, lt=1)]
-"""A share of the inertia."""
-
-
-class KMeansSettings(BaseModel):
-    """How to cluster.
+class KMeansOptions(BaseModel):
+    """How to cluster, apart from the number of clusters.
 
     Attributes:
-        clusters: K.
         iterations: updates of the centroids at most.
         tolerance: stop once an update lowers the inertia by no more than this share of it (unless that update split a
             cluster, which may pay off later).
@@ -29,9 +22,14 @@ class KMeansSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    iterations: Annotated[int, Field(ge=0)] = 20
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class KMeansSettings(KMeansOptions):
+    """How to cluster, into how many clusters."""
+
     clusters: int = Field(ge=1)
-    iterations: Iterations = 20
-    tolerance: Tolerance = 0.0
 
 
 @dataclass(frozen=True)

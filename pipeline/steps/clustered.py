@@ -4,30 +4,28 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from pipeline.clustering import Iterations, KMeansSettings, Tolerance
+from pipeline.clustering import KMeansOptions, KMeansSettings
 from pipeline.run import Modality
 from pipeline.steps.base import Step
 
 
-class Clustered(Step):
-    """Settings of the clustering, the same wherever one is made.
+class Clustered(Step, KMeansOptions):
+    """Settings of the clustering, the same wherever one is made. Those of `KMeansOptions`, and these.
 
     Attributes:
         model: whose image embeddings are clustered.
         clusters: k of k-means.
-        iterations, tolerance: of k-means.
     """
 
     model: str | None = None
     clusters: int | None = Field(default=None, ge=1)
-    iterations: Iterations = 20
-    tolerance: Tolerance = 0.0
 
     @property
     def kmeans(self) -> KMeansSettings:
         """The settings as k-means takes them."""
         assert self.clusters is not None
-        return KMeansSettings(clusters=self.clusters, iterations=self.iterations, tolerance=self.tolerance)
+        options = {name: getattr(self, name) for name in KMeansOptions.model_fields}
+        return KMeansSettings(clusters=self.clusters, **options)
 
     def embeddings(self) -> Sequence[tuple[str, Modality]]:
         """The model's images, where one is named."""
