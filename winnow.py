@@ -11,6 +11,12 @@ Running a job from Python:
 
     summary = run_curation(load_config("curate.yaml", Curation))
 
+Clustering an array bottom up:
+
+    from winnow import HierarchicalAgglomerativeClustering
+
+    labels = HierarchicalAgglomerativeClustering("cosine", "average", n_clusters=10).fit_predict(X)
+
 Importing this module is cheap: a name is loaded when it is first used.
 """
 
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
         WinnowError,
         WorkspaceError,
     )
+    from operators.hac import HierarchicalAgglomerativeClustering
     from pipeline.config.loader import load_config
     from pipeline.curate import run_curation
     from pipeline.curation import Curation
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError",
     "Curation",
+    "HierarchicalAgglomerativeClustering",
     "InputError",
     "KeptKeys",
     "LimitExceeded",
@@ -56,6 +64,7 @@ __all__ = [
 
 _HOMES = {
     "Curation": "pipeline.curation",
+    "HierarchicalAgglomerativeClustering": "operators.hac",
     "KeptKeys": "pipeline.kept",
     "Store": "pipeline.storage",
     "Summary": "pipeline.summary",

@@ -34,7 +34,7 @@ from pipeline.curate import start_run
 from pipeline.curation import Curation
 from pipeline.embed import make
 from pipeline.engine import Resources, engine
-from pipeline.pool import list_shards
+from pipeline.listing import list_shards
 from pipeline.progress import Progress
 
 BATCH = 32

@@ -21,7 +21,8 @@ from typing import Any
 
 import ray
 
-from pipeline.pool import Pool, Shard, list_shards
+from pipeline.listing import list_shards
+from pipeline.pool import Pool, Shard
 from pipeline.readers import ShardEnd, read_shard
 
 

@@ -1,16 +1,18 @@
 """Writes what the latest run of a workspace kept, in one more format; nothing is computed anew.
 
-    winnow export WORKSPACE --format webdataset|parquet|uids|keys --to PATH
+    winnow export WORKSPACE --format webdataset|parquet|clip_retrieval|semdedup|uids|keys --to PATH
                   [--max-samples-per-shard 10000] [--max-shard-bytes 3000000000]
+                  [--model NAME] [--rows-per-file 1000000] [--step NAME]
                   [--storage KEY=VALUE]... [--to-storage KEY=VALUE]... [--workers N] [--address ADDRESS]
 
-webdataset is a folder of tars with the original bytes, parquet a folder of tables, uids DataComp's subset file (.npy),
-keys a Parquet file for `winnow.load_kept`. --storage gives fsspec an option to open WORKSPACE
+webdataset is a folder of tars with the original bytes, parquet a folder of tables, clip_retrieval a folder of
+embeddings (of --model) and metadata, semdedup one of embeddings and the sorted clusters of --step, uids DataComp's
+subset file (.npy), keys a Parquet file for `winnow.load_kept`. --storage gives fsspec an option to open WORKSPACE
 (`endpoint_url=http://...`), --to-storage one for PATH, --address joins a running Ray cluster (so does RAY_ADDRESS).
 """
 
 import argparse
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -28,19 +30,26 @@ _OPTIONS = {
     "storage": "--to-storage",
     "max_samples_per_shard": "--max-samples-per-shard",
     "max_shard_bytes": "--max-shard-bytes",
+    "model": "--model",
+    "rows_per_file": "--rows-per-file",
+    "step": "--step",
 }
 """Setting -> the option that sets it."""
+_FORMATS = {get_args(kind.model_fields["format"].annotation)[0]: kind for kind in get_args(get_args(Export)[0])}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_workspace(parser)
-    parser.add_argument("--format", required=True, choices=("webdataset", "parquet", "uids", "keys"))
+    parser.add_argument("--format", required=True, choices=tuple(_FORMATS))
     parser.add_argument(
         "--to", dest="path", metavar="PATH", required=True, help="a folder, or a file for uids and keys"
     )
     parser.add_argument("--max-samples-per-shard", type=int, help="of a tar (default 10000)")
     parser.add_argument("--max-shard-bytes", type=int, help="of a tar (default 3000000000)")
+    parser.add_argument("--model", help="whose embeddings")
+    parser.add_argument("--rows-per-file", type=int, help="of a clip-retrieval file (default 1000000)")
+    parser.add_argument("--step", help="whose clusters")
     parser.add_argument(
         "--to-storage", metavar="KEY=VALUE", action="append", default=[], help="an option for fsspec to open PATH"
     )
@@ -77,6 +86,9 @@ def read_settings(args: argparse.Namespace) -> Export:
 def _explain(chosen: str, problem: Any) -> str:
     option = _OPTIONS[str(problem["loc"][1])]
     if problem["type"] == "extra_forbidden":
-        return f"{option} must be used with --format webdataset, got --format {chosen}"
+        owners = [name for name, kind in _FORMATS.items() if problem["loc"][1] in kind.model_fields]
+        return f"{option} must be used with --format {' or '.join(owners)}, got --format {chosen}"
+    if problem["type"] == "missing":
+        return f"{option} must be given with --format {chosen}"
     rule = problem["msg"].removeprefix("Input should ").removeprefix("String should ")
     return f"{option} must {rule}, got {problem['input']!r}"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.errors import ConfigError
+from operators.exact import ordered_sum
 
 Floats = NDArray[np.float64]
 
@@ -169,10 +170,6 @@ def _dot_rows(a_xD: Floats, b_xD: Floats) -> Floats:
 
 
 def _sum_columns(x_xD: Floats) -> Floats:
-    """The sum along the last axis: the right half is added to the left half until one column is left."""
-    while (width := x_xD.shape[-1]) > 1:
-        half = (width + 1) // 2
-        folded_xD = x_xD[..., :half].copy()
-        folded_xD[..., : width - half] += x_xD[..., half:]
-        x_xD = folded_xD
-    return x_xD[..., 0]
+    """The sum along the last axis, in a fixed order."""
+    sums_x: Floats = ordered_sum(x_xD.reshape(-1, x_xD.shape[-1])).reshape(x_xD.shape[:-1])
+    return sums_x

@@ -32,6 +32,31 @@ def to_unit_float16(x_ND: NDArray[np.floating]) -> tuple[NDArray[np.float16], ND
     return x_ND.astype(np.float16), valid_N
 
 
+def to_stored(x_ND: NDArray[np.floating]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """The same for embeddings that come from a file: float16 rows that are unit rows already stay what they are.
+
+    What `to_unit_float16` gives is at most 2^-11 + sqrt(D) 2^-25 longer or shorter than 1. Scaling such a row again
+    could move it by a last bit, and what was written would not be what is read. The squares of a row of about unit
+    length add up exactly (see above), so which rows stay does not depend on the order of the sum.
+
+    Args:
+        x_ND: float16, float32 or float64, as it lies in the file.
+
+    Returns:
+        as `to_unit_float16`.
+    """
+    if x_ND.dtype != np.float16:
+        return to_unit_float16(x_ND)
+    length_N = np.sqrt(np.square(x_ND.astype(np.float64)).sum(axis=1))
+    again_N = ~(np.abs(length_N - 1.0) <= 2.0**-11 + np.sqrt(x_ND.shape[1]) * 2.0**-25)
+    valid_N = ~again_N
+    if not again_N.any():
+        return x_ND, valid_N
+    unit_ND = x_ND.copy()
+    unit_ND[again_N], valid_N[again_N] = to_unit_float16(x_ND[again_N])
+    return unit_ND, valid_N
+
+
 def cosine_pairs(a_ND: NDArray[np.float16], b_ND: NDArray[np.float16]) -> NDArray[np.float64]:
     """The exact dot product of each stored row with its partner, clipped to [-1, 1].
 

@@ -1,4 +1,4 @@
-"""Spherical k-means: what one worker does with its rows, and how the parts are joined. `pipeline.kmeans` spreads it.
+"""K-means: what one worker does with its rows, and how the parts are joined. `pipeline.kmeans` spreads it.
 
 Legend: N rows of one worker, M some of them, K clusters, D dimensions.
 
@@ -10,28 +10,29 @@ and threads and any order of the rows:
 - norms and inertia are summed by `ordered_sum`, and centroids are rounded to the 2^-28 grid;
 - the first centroids are the rows with the lowest keyed hash of their uid.
 
-Spherical only: an updated centroid is scaled to unit length and the largest dot product wins. Euclidean k-means would
-differ in `update_centroids` (the mean as it is) and in the screen (subtract half the squared norm of each centroid).
+Both metrics maximise one number, the similarity of a row x to a centroid c:
+
+    s(x, c)  =  <x, c> + o(c),   o(c) = 0 (spherical)  or  (1 - |c|^2) / 2 (Euclidean)
+
+Spherical centroids are unit vectors along their sums, and s is the cosine. Euclidean centroids are plain means; with
+|x| = 1, as rows are stored, 1 - s is half the squared distance |x - c|^2. For a centroid of unit length the two agree,
+so what is made of similarities (distances, densities, inertia) means the same under both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from operators.certified import (
-    as_tensor,
-    measure_rows,
-    nearest,
-    one_torch_thread,
-    ordered_sum,
-    prepare_columns,
-    round_to_grid,
-)
+from operators.certified import nearest
+from operators.exact import ordered_sum, round_to_grid
 from operators.hashing import keyed_hash
+from operators.screen import Rows, as_tensor, measure_rows, one_torch_thread, prepare_columns
 
 MAX_ROWS = 2**28
 """Most rows of one clustering, all workers together: `Part` adds a row before it takes it away elsewhere, so partial
@@ -40,10 +41,24 @@ sums may run to twice the rows, and float64 holds sums of 2^29."""
 _SPLIT = 2.0**-10
 """How far the halves of a split cluster are moved apart, relative to each coordinate (faiss takes 1/1024 as well)."""
 
+_OFFSET_BITS = 52  # as products of rows and centroids have: sums below 2 are then exact
+
 _BLOCK = 512  # rows converted to float64 at a time: 2 MB at D = 512
+
+Metric = Literal["spherical", "euclidean"]
 
 Sums = tuple[NDArray[np.float64], NDArray[np.int64]]
 """sums_KD (the exact sum of each cluster's rows) and counts_K (how many they are)."""
+
+Find = Callable[[Rows], NDArray[np.int32]]
+"""Gives the centroid of each row."""
+
+
+class Search(Protocol):
+    """A way to find each row's centroid, prepared for some centroids."""
+
+    def __call__(self, centroids_KD: NDArray[np.float64], metric: Metric, *, threads: int, device: str) -> Find:
+        """Prepares the search."""
 
 
 class Part:
@@ -54,10 +69,28 @@ class Part:
     was lost and loaded its rows again needs nothing from before.
     """
 
-    def __init__(self, x_ND: NDArray[np.float16], *, threads: int = 1, device: str = "cpu") -> None:
-        """Shares x_ND on the CPU, and adds 12 bytes a row to it."""
-        self._rows = measure_rows(x_ND, threads=threads, device=device)
+    def __init__(
+        self,
+        x_ND: NDArray[np.float16],
+        metric: Metric = "spherical",
+        *,
+        threads: int = 1,
+        device: str = "cpu",
+        search: Search | None = None,
+    ) -> None:
+        """Shares x_ND on the CPU, and adds 12 bytes a row to it.
+
+        Args:
+            x_ND: float16 unit rows.
+            metric: of the clustering.
+            threads: the answer does not depend on it.
+            device: where rows are screened; the answer does not depend on it.
+            search: how rows find their centroids; `exact_search` unless given.
+        """
+        self.rows = measure_rows(x_ND, threads=threads, device=device)
+        self._metric: Metric = metric
         self._threads = threads
+        self._search = search or exact_search
         self._cluster_N: NDArray[np.int32] | None = None
         self._sums_KD = torch.empty(0)
 
@@ -67,11 +100,11 @@ class Part:
         Args:
             centroids_KD: float64 on the grid, K >= 1.
         """
-        columns = prepare_columns(centroids_KD, device=str(self._rows.x_ND.device))
-        cluster_N, before_N = nearest(self._rows, columns, threads=self._threads), self._cluster_N
+        find = self._search(centroids_KD, self._metric, threads=self._threads, device=str(self.rows.x_ND.device))
+        cluster_N, before_N = find(self.rows), self._cluster_N
         moved_M = np.flatnonzero(cluster_N != before_N) if before_N is not None else np.arange(len(cluster_N))
         if before_N is None or 2 * len(moved_M) >= len(cluster_N) or len(self._sums_KD) != len(centroids_KD):
-            self._sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.float64, device=self._rows.x_ND.device)
+            self._sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.float64, device=self.rows.x_ND.device)
             self._add(np.arange(len(cluster_N)), cluster_N, 1)
         else:
             self._add(moved_M, cluster_N[moved_M], 1)
@@ -80,7 +113,13 @@ class Part:
         return self._sums_KD.cpu().numpy().copy(), np.bincount(cluster_N, minlength=len(centroids_KD))
 
     def _add(self, row_M: NDArray[np.int64], cluster_M: NDArray[np.int32], sign: int) -> None:
-        _add_rows(self._sums_KD, self._rows.x_ND, row_M, cluster_M, sign=sign, threads=self._threads)
+        _add_rows(self._sums_KD, self.rows.x_ND, row_M, cluster_M, sign=sign, threads=self._threads)
+
+
+def exact_search(centroids_KD: NDArray[np.float64], metric: Metric, *, threads: int, device: str) -> Find:
+    """Compares each row with every centroid (`operators.certified.nearest`)."""
+    columns = prepare_columns(centroids_KD, offsets(centroids_KD, metric), device=device)
+    return partial(nearest, columns=columns, threads=threads)
 
 
 def partial_sums(x_ND: NDArray[np.float16], cluster_N: NDArray[np.int32], k: int, *, threads: int = 1) -> Sums:
@@ -114,14 +153,32 @@ def merge_sums(parts: Sequence[Sums]) -> Sums:
 
 
 def update_centroids(
-    sums_KD: NDArray[np.float64], counts_K: NDArray[np.int64], previous_KD: NDArray[np.float64]
+    sums_KD: NDArray[np.float64],
+    counts_K: NDArray[np.int64],
+    previous_KD: NDArray[np.float64],
+    metric: Metric = "spherical",
 ) -> NDArray[np.float64]:
-    """The unit vector along each cluster's sum, on the grid; clusters that are empty or sum to zero stay as they were.
+    """The unit vector along each cluster's sum, or its mean, on the grid.
 
-    Row by row, so any slice of the clusters may be updated on its own.
+    Clusters that are empty, or sum to zero and so have no direction, stay as they were. Row by row, so any slice of the
+    clusters may be updated on its own.
     """
+    if metric == "euclidean":
+        return np.where((counts_K > 0)[:, None], round_to_grid(sums_KD / np.maximum(counts_K, 1)[:, None]), previous_KD)
     moves_K = (counts_K > 0) & sums_KD.any(axis=1)
     return np.where(moves_K[:, None], unit_rows(sums_KD), previous_KD)
+
+
+def first_centroids(rows_KD: NDArray[np.float16], metric: Metric) -> NDArray[np.float64]:
+    """Stored rows as centroids: scaled to unit length, or as they are."""
+    return unit_rows(rows_KD) if metric == "spherical" else rows_KD.astype(np.float64)
+
+
+def offsets(centroids_KD: NDArray[np.float64], metric: Metric) -> NDArray[np.float64] | None:
+    """o(c) of the module's docstring, rounded to a multiple of 2^-52: float64, or None where it is 0 for all."""
+    if metric == "spherical":
+        return None
+    return round_to_grid((1.0 - ordered_sum(centroids_KD * centroids_KD)) / 2, _OFFSET_BITS)
 
 
 def unit_rows(vectors_KD: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -131,7 +188,9 @@ def unit_rows(vectors_KD: NDArray[np.floating]) -> NDArray[np.float64]:
     return round_to_grid(vectors_KD / np.where(norm_K > 0, norm_K, 1.0)[:, None])
 
 
-def repair_empty(centroids_KD: NDArray[np.float64], counts_K: NDArray[np.int64]) -> NDArray[np.float64]:
+def repair_empty(
+    centroids_KD: NDArray[np.float64], counts_K: NDArray[np.int64], metric: Metric = "spherical"
+) -> NDArray[np.float64]:
     """Gives each empty cluster half of the largest one, so that k clusters stay k clusters.
 
     The largest cluster (the lowest id among equals) and the empty one become copies of its centroid, moved apart by a
@@ -149,22 +208,38 @@ def repair_empty(centroids_KD: NDArray[np.float64], counts_K: NDArray[np.int64])
     for empty in empty_E:
         largest = counts_K.argmax()
         pair_2D = centroids_KD[largest] * np.stack([factor_D, 2 - factor_D])
-        centroids_KD[[empty, largest]] = unit_rows(pair_2D)
+        centroids_KD[[empty, largest]] = unit_rows(pair_2D) if metric == "spherical" else round_to_grid(pair_2D)
         counts_K[empty] = counts_K[largest] // 2
         counts_K[largest] -= counts_K[empty]
     return centroids_KD
 
 
-def summed_similarity(sums_KD: NDArray[np.float64], centroids_KD: NDArray[np.float64]) -> NDArray[np.float64]:
-    """<S_j, c_j> for each cluster: the sum of cos over its rows, without summing any similarity.
+def summed_similarity(
+    sums_KD: NDArray[np.float64],
+    centroids_KD: NDArray[np.float64],
+    counts_K: NDArray[np.int64] | None = None,
+    metric: Metric = "spherical",
+) -> NDArray[np.float64]:
+    """<S_j, c_j> + n_j o(c_j) for each cluster: the sum of its rows' similarities, without summing any similarity.
 
-    Row by row, in one fixed order. The mean distance of a cluster's rows to its centroid is 1 - <S_j, c_j> / n_j.
+    Row by row, in one fixed order. The mean of 1 - s over a cluster's rows is 1 less this over n_j.
+
+    Args:
+        sums_KD: exact sums under exactly these centroids.
+        centroids_KD: float64 on the grid.
+        counts_K: rows of each cluster; needed where there are offsets.
+        metric: which offsets.
     """
-    return ordered_sum(sums_KD * centroids_KD)
+    similarity_K = ordered_sum(sums_KD * centroids_KD)
+    offset_K = offsets(centroids_KD, metric)
+    if offset_K is None:
+        return similarity_K
+    assert counts_K is not None
+    return similarity_K + counts_K * offset_K
 
 
 def inertia(similarity_K: NDArray[np.float64], counts_K: NDArray[np.int64]) -> float:
-    """The mean of 1 - cos over all rows.
+    """The mean of 1 - s over all rows: of 1 - cos, or of half the squared distance.
 
     Args:
         similarity_K: `summed_similarity` of all clusters.

@@ -1,13 +1,16 @@
-"""How many samples each cluster keeps: the quadratic programme of density-based pruning, solved exactly in integers.
+"""How many samples each cluster keeps, in exact integers: by a quadratic programme, or filled up like water.
 
-Minimise sum_j (x_j - P_j n)^2 subject to sum_j x_j = n and lower_j <= x_j <= upper_j (arXiv 2401.04578, density-based
-pruning). The solution is x_j = clip(P_j n + level, lower_j, upper_j) with one level for all clusters. The sum is a
-rising, piecewise linear function of the level whose corners are known: sorting them finds the level in O(K log K).
+`solve_quotas`: minimise sum_j (x_j - P_j n)^2 subject to sum_j x_j = n and lower_j <= x_j <= upper_j (arXiv
+2401.04578, density-based pruning). The solution is x_j = clip(P_j n + level, lower_j, upper_j) with one level for all
+clusters. The sum is a rising, piecewise linear function of the level whose corners are known: sorting them finds the
+level in O(K log K).
 
 Shares are counted in units of 2^-20 of a sample. From there on everything is int64, so sums are exact, equal clusters
 are treated alike, and the answer is the same on every machine.
 
-Legend: K clusters. "units" are 2^-20 of a sample.
+`water_fill` divides each cluster's quota over its bins as evenly as their sizes allow.
+
+Legend: K clusters, B bins of a cluster. "units" are 2^-20 of a sample.
 """
 
 from fractions import Fraction
@@ -55,7 +58,7 @@ def solve_quotas(probabilities_K: Floats, sizes_K: Ints, target: int, floor: int
     assert probabilities_K.shape == sizes_K.shape, "one probability for each cluster"
     assert sizes_K.size < MAX_CLUSTERS, "the remainders that the units hide must sum to less than one sample"
     assert sizes_K.sum() < MAX_ROWS, "units must fit int64"
-    lower_K = _lower_bounds(sizes_K, target, floor)
+    lower_K = lower_bounds(sizes_K, target, floor)
     _check_probabilities(probabilities_K)
 
     wanted_K = np.rint(probabilities_K * float(target << UNIT_BITS)).astype(np.int64)
@@ -109,12 +112,23 @@ def balance_floor(target: int, num_clusters: int, class_balance: float) -> int:
     return max(1, int(Fraction(repr(float(class_balance))) * target / num_clusters))
 
 
-def _lower_bounds(sizes_K: Ints, target: int, floor: int) -> Ints:
+def lower_bounds(sizes_K: Ints, target: int, floor: int = 1) -> Ints:
+    """The fewest samples each cluster keeps: min(floor, size), or 0 where floor is 1 and not each can keep one.
+
+    Args:
+        sizes_K: int64, members of each cluster.
+        target: samples to keep.
+        floor: at least 1.
+
+    Raises:
+        ConfigError: there are fewer samples than the target, or the floors alone make more; with the numbers of the
+            bound that is broken and what would be feasible.
+    """
     num_rows, num_filled = int(sizes_K.sum()), int(np.count_nonzero(sizes_K))
     if not 0 <= target <= num_rows:
         raise ConfigError(
-            f"the number of samples to keep must be between 0 and the {num_rows} that are there "
-            f"(in {num_filled} non-empty clusters of {sizes_K.size}), got {target}"
+            f"the number of samples to keep must be between 0 and the {num_rows} that are there (no quota may exceed "
+            f"the size of its cluster; {_describe(sizes_K)}), got {target}"
         )
     if floor < 1:
         raise ConfigError(f"the floor of the quotas must be at least 1, got {floor}")
@@ -123,11 +137,51 @@ def _lower_bounds(sizes_K: Ints, target: int, floor: int) -> Ints:
     lower_K = np.minimum(sizes_K, floor)
     if lower_K.sum() > target:
         raise ConfigError(
-            f"the floors of the quotas must not exceed the number of samples to keep: at least {floor} from each of "
-            f"{num_filled} non-empty clusters (all members where a cluster has fewer) makes {lower_K.sum()}, "
-            f"got {target}"
+            f"the floor of the quotas must be at most {_highest_floor(sizes_K, target)} to keep {target} samples, got "
+            f"{floor}: at least {floor} from each cluster (all members where it has fewer) makes {lower_K.sum()} "
+            f"({_describe(sizes_K)})"
         )
     return lower_K
+
+
+def water_fill(sizes_KB: Ints, totals_K: Ints) -> Ints:
+    """Divides each row's total over its bins as evenly as their sizes allow, like water poured into the bins.
+
+    A bin keeps min(size, level) with one level for the row; what the level leaves over goes to the first bins that have
+    room, one to each.
+
+    Args:
+        sizes_KB: int64, members of each bin.
+        totals_K: int64, from 0 to the sum of the row's sizes.
+
+    Returns:
+        quotas_KB: int64; rows sum to `totals_K`.
+    """
+    num_bins = sizes_KB.shape[1]
+    sorted_KB = np.sort(sizes_KB, axis=1)
+    smaller_KB = np.cumsum(sorted_KB, axis=1) - sorted_KB
+    # A bin is full when the water stands as high as it: itself, those below it, and as much in each above it.
+    full_KB = smaller_KB + sorted_KB * np.arange(num_bins, 0, -1) <= totals_K[:, None]
+    num_open_K = num_bins - full_KB.sum(axis=1)
+    level_K, spare_K = np.divmod(totals_K - (sorted_KB * full_KB).sum(axis=1), np.maximum(num_open_K, 1))
+    level_K = np.where(num_open_K > 0, level_K, sizes_KB.max(axis=1, initial=0))
+    open_KB = sizes_KB > level_K[:, None]
+    spare_KB = open_KB & (np.cumsum(open_KB, axis=1) <= spare_K[:, None])
+    quotas_KB: Ints = np.minimum(sizes_KB, level_K[:, None]) + spare_KB
+    return quotas_KB
+
+
+def _describe(sizes_K: Ints) -> str:
+    filled = sizes_K[sizes_K > 0]
+    if not filled.size:
+        return f"{sizes_K.size} clusters, all empty"
+    return f"{filled.size} non-empty clusters of {sizes_K.size}, with {filled.min()} to {filled.max()} members"
+
+
+def _highest_floor(sizes_K: Ints, target: int) -> int:
+    """The highest floor whose lower bounds sum to at most `target`: the level of the water, below the spare."""
+    sorted_K = np.sort(sizes_K)
+    return int(water_fill(sorted_K[None], np.array([target]))[0, -1])  # spare goes to earlier bins
 
 
 def _check_probabilities(probabilities_K: Floats) -> None:

@@ -14,6 +14,7 @@ class Reason(StrEnum):
     BAD_JSON = "bad_json"
     BAD_TEXT_ENCODING = "bad_text_encoding"
     BAD_ROW = "bad_row"
+    BAD_EMBEDDING = "bad_embedding"
     DUPLICATE_KEY = "duplicate_key"
     SPLIT_KEY = "split_key"
     UNSAFE_NAME = "unsafe_name"

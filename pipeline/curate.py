@@ -3,17 +3,19 @@
 import time
 from collections.abc import Iterator, Sequence
 
+from operators.encoders.settings import StoredSettings
 from operators.errors import ModelError
 from pipeline.artifact import Artifact
 from pipeline.curation import Curation
-from pipeline.embed import make
+from pipeline.embed import check_stored_model, make
 from pipeline.engine import engine
-from pipeline.export.run import export
+from pipeline.export.run import embeddings_for, export
 from pipeline.export.target import open_target
 from pipeline.ledger_writer import write_ledger
 from pipeline.limits import check_limits
+from pipeline.listing import check_source, list_shards
 from pipeline.models import check_model, decide_precision
-from pipeline.pool import Shard, check_source, list_shards
+from pipeline.pool import Shard
 from pipeline.progress import Progress, open_progress
 from pipeline.record import write_record
 from pipeline.report.build import write_report
@@ -44,6 +46,8 @@ def check(config: Curation, *, dry: bool = False) -> list[Shard]:
             check_model(settings)
         except ModelError as error:
             raise ModelError(f"models.{name}: {error}") from error
+        if isinstance(settings, StoredSettings):
+            check_stored_model(config.pool, shards, name, settings)
     for step in config.steps:
         step.check()
     stores = [config.store, *(open_target(target).store for target in config.export)]
@@ -70,6 +74,8 @@ def curate(config: Curation, shards: Sequence[Shard], *, workers: int, progress:
     with config.store.locked():
         for _ in run_steps(run, config.steps):
             pass
+        for target in config.export:
+            make(run, embeddings_for(run, target))
         run.artifacts["ledger"] = write_ledger(run, run.verdicts)
         write_record(config, run)
         exports = [export(run, settings) for settings in config.export]

@@ -1,13 +1,16 @@
 """The config of `winnow curate`, and what can be checked of it without reading the pool."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.encoders.settings import ModelSettings, PixelsSettings
+from operators.encoders.settings import ModelSettings, PixelsSettings, StoredSettings
 from pipeline.config.problems import KeyProblem
+from pipeline.config.yaml_values import KeyPath
 from pipeline.engine import Resources
-from pipeline.export.settings import Export
+from pipeline.export.settings import ClipRetrievalExport, Export, SemdedupExport, needs_images
+from pipeline.models import mismatch
 from pipeline.paths import resolve, resolve_source
 from pipeline.pool import Pool, names_password
 from pipeline.steps.base import NAME, Step
@@ -16,7 +19,6 @@ from pipeline.storage import Store, absolute
 from pipeline.stream.work import SAMPLES_SCHEMA
 
 _RESERVED = {"samples", "unique_uid", "ledger", "report", "pieces", "pool", "exports", *SAMPLES_SCHEMA.names}
-_WITH_TEXT = {"open_clip"}
 
 
 class Curation(BaseModel):
@@ -82,13 +84,7 @@ class Curation(BaseModel):
                 taken = "is taken by an earlier step" if step.title in titles else "is reserved"
                 raise KeyProblem(("steps", i, "name"), f"must be unique, got {step.title!r}, which {taken}")
             titles.add(step.title)
-            self._check_models(i, step)
-            for score in step.scores():
-                if score not in scores:
-                    known = ", ".join(sorted(scores)) or "none"
-                    raise KeyProblem(
-                        ("steps", i), f"must read the score of an earlier step, got {score!r} (there are: {known})"
-                    )
+            self._check_names(("steps", i), step, scores)
             if step.gives_score:
                 scores.add(step.title)
         targets = [(export.format, export.path) for export in self.export]
@@ -97,21 +93,63 @@ class Curation(BaseModel):
                 raise KeyProblem(("export", i, "path"), f"must not be written twice in one format, got {target[1]!r}")
         return self
 
-    def _check_models(self, i: int, step: Step) -> None:
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        for name, model in self.models.items():
+            if rule := mismatch(self.pool, model):
+                raise KeyProblem(("models", name, "library"), rule)
+        if all(source.has_images for source in self.pool.sources):
+            return self
+        for i, step in enumerate(self.steps):
+            if step.step == "exact_dedup" and not any(source.has_images for source in self.pool.sources):
+                rule = "must be semantic_dedup for a pool of embeddings, which has no images to compare"
+                raise KeyProblem(("steps", i, "step"), f"{rule}, got {step.step}")
+        for i, export in enumerate(self.export):
+            if needs_images(export):
+                rule = f"must be a format without images for a pool of embeddings, got {export.format}"
+                raise KeyProblem(("export", i, "format"), rule)
+        return self
+
+    @model_validator(mode="after")
+    def _check_exports(self) -> Self:
+        for i, export in enumerate(self.export):
+            if not isinstance(export, ClipRetrievalExport | SemdedupExport):
+                continue
+            if "image" not in getattr(self.models.get(export.model), "modalities", ()):
+                known = ", ".join(self.models) or "none"
+                rule = f"must name a model that embeds images (there are: {known}), got {export.model!r}"
+                raise KeyProblem(("export", i, "model"), rule)
+            if isinstance(export, SemdedupExport) and export.step not in {step.title for step in self.steps}:
+                known = ", ".join(step.title for step in self.steps) or "none"
+                raise KeyProblem(("export", i, "step"), f"must name one of the steps ({known}), got {export.step!r}")
+        return self
+
+    def _check_names(self, path: KeyPath, step: Step, scores: Collection[str]) -> None:
+        """Checks the models and scores that a step names, or each step inside it."""
+        for below, inner in step.inner:
+            self._check_names((*path, *below), inner, scores)
+        if step.inner:
+            return
         for model, modality in step.embeddings():
             if model not in self.models:
                 known = ", ".join(self.models) or "none"
-                raise KeyProblem(("steps", i, "model"), f"must name one of the models ({known}), got {model!r}")
-            library = self.models[model].library
-            if modality == "text" and library not in _WITH_TEXT:
+                raise KeyProblem((*path, "model"), f"must name one of the models ({known}), got {model!r}")
+            settings = self.models[model]
+            if modality not in settings.modalities:
+                stored = isinstance(settings, StoredSettings)
+                wanted = f"that names its {modality} array" if stored else "with a text tower"
                 raise KeyProblem(
-                    ("steps", i, "model"), f"must name a model with a text tower, got {model!r} of library {library}"
+                    (*path, "model"), f"must name a model {wanted}, got {model!r} of library {settings.library}"
                 )
+        for score in step.scores():
+            if score not in scores:
+                known = ", ".join(sorted(scores)) or "none"
+                raise KeyProblem(path, f"must read the score of an earlier step, got {score!r} (there are: {known})")
 
 
 def _resolve_model(model: ModelSettings) -> ModelSettings:
     """`hub`, `random` and tags are words without a dot or a slash; a folder of such a name can be written `./name`."""
-    if isinstance(model, PixelsSettings):
+    if isinstance(model, PixelsSettings | StoredSettings):
         return model
     names = ["weights"] if "." in model.weights or "/" in model.weights else []
     return resolve(model, [*names, "name"] if model.name.endswith(".json") else names)

@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from operators.encoders.settings import StoredSettings
+from operators.errors import InputError
 from pipeline.artifact import Artifact, Part, publish_manifest, published_parts
-from pipeline.models import model_identity
+from pipeline.models import mismatch, model_identity
 from pipeline.pool import Pool, Shard
 from pipeline.run import Modality, NotPublished, Run, find_published
 from pipeline.storage import digest
 from pipeline.stream.flow import new_attempt, run_pass
+from pipeline.stream.stored import stored_width
 from pipeline.stream.work import EMBEDDING_VERSION, SAMPLES_VERSION, Need, Pass, ShardWork
 
-_NOT_READING = {"path", "root", "name", "weight", "storage", "labels_path"}
+_NOT_READING = {"path", "root", "name", "weight", "storage", "labels_path", "embeddings_path", "paths_path"}
 """Source settings that say where shards lie, not how they are read: moving a pool redoes nothing."""
 
 
@@ -110,8 +113,31 @@ def _stream(
 
 def _need(run: Run, model: str, modality: Modality) -> Need:
     settings = _embedding_settings(run, model, modality)
-    identity = digest(EMBEDDING_VERSION, settings["model"], modality, settings["samples"])
-    return Need(model, modality, f"{model}.{modality}/{identity}")
+    dim = _stored_width(run, model, modality)
+    identity = digest(EMBEDDING_VERSION, settings["model"], modality, settings["samples"], *([dim] if dim else []))
+    return Need(model, modality, f"{model}.{modality}/{identity}", dim)
+
+
+def _stored_width(run: Run, model: str, modality: Modality) -> int | None:
+    settings = run.models[model]
+    if rule := mismatch(run.pool, settings):  # of a reference set; a pool's is found in the config
+        raise InputError(f"models.{model} {rule}")
+    return _width(run.pool, run.shards, model, settings, modality) if isinstance(settings, StoredSettings) else None
+
+
+def check_stored_model(pool: Pool, shards: Sequence[Shard], name: str, settings: StoredSettings) -> None:
+    """Refuses, before any work, arrays that the pool does not have. Raises InputError."""
+    for modality in settings.modalities:
+        _width(pool, shards, name, settings, modality)
+
+
+def _width(pool: Pool, shards: Sequence[Shard], name: str, settings: StoredSettings, modality: str) -> int:
+    array = settings.array(modality)
+    assert array is not None
+    try:
+        return stored_width(pool, shards, array)
+    except InputError as error:
+        raise InputError(f"models.{name}.{modality} {error}") from error
 
 
 def _embedding_settings(run: Run, model: str, modality: Modality) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.pool import Source
+from pipeline.pool import SOURCE_PATHS, Source
 from pipeline.storage import absolute
 
 S = TypeVar("S", bound=BaseModel)
@@ -19,4 +19,4 @@ def resolve(settings: S, names: Sequence[str]) -> S:
 
 def resolve_source(source: Source) -> Source:
     """A source with its paths made absolute."""
-    return resolve(source, ("path", "root", "labels_path"))
+    return resolve(source, SOURCE_PATHS)

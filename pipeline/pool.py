@@ -1,58 +1,52 @@
-r"""The pool: what the config says of the input, and the shards that are really there.
+"""The pool: what the config says of the input. `pipeline.listing` finds the shards that are really there.
 
-A shard's name is its path relative to its source's root, with `/`; names, not places, identify samples. The listing is
-sorted by name, so nothing that follows can depend on the order in which a store lists. A file system may hold names
-that are not UTF-8: as names and keys they are text, with `\xe9` for such a byte; as places they stay what they are.
+A shard's name is its path relative to its source's root, with `/`; names, not places, identify samples.
 """
 
 import difflib
-import hashlib
-import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from operators.errors import ConfigError, InputError
+Format = Literal["webdataset", "parquet", "images", "idx", "clip_retrieval", "datacomp", "semdedup"]
 
-Format = Literal["webdataset", "parquet", "images", "idx"]
+EMBEDDING_FORMATS: frozenset[Format] = frozenset({"clip_retrieval", "datacomp", "semdedup"})
+"""Formats whose samples come as embeddings and metadata, without images."""
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 
-_OWN_KEYS: dict[str, Format] = {
-    "image_column": "parquet",
-    "path_column": "parquet",
-    "text_column": "parquet",
-    "uid_column": "parquet",
-    "key_column": "parquet",
-    "text_field": "webdataset",
-    "shard_size": "images",
-    "labels_path": "idx",
+_TABLES: tuple[Format, ...] = ("parquet", "clip_retrieval", "datacomp")
+_OWN_KEYS: dict[str, tuple[Format, ...]] = {
+    "image_column": ("parquet",),
+    "path_column": ("parquet",),
+    "text_column": _TABLES,
+    "uid_column": _TABLES,
+    "key_column": _TABLES,
+    "text_field": ("webdataset",),
+    "shard_size": ("images", "semdedup"),
+    "labels_path": ("idx",),
+    "embeddings_path": ("semdedup",),
+    "paths_path": ("semdedup",),
+    "dim": ("semdedup",),
+    "dtype": ("semdedup",),
+    "path_bytes": ("semdedup",),
 }
-"""Keys that mean something for one format only."""
+"""Keys that mean something for some formats only."""
 
-_SUFFIXES: dict[Format, tuple[str, ...]] = {
-    "webdataset": (".tar", ".tar.gz", ".tgz"),
-    "parquet": (".parquet",),
-    "images": tuple(sorted(f".{extension}" for extension in IMAGE_EXTENSIONS)),
-    "idx": ("ubyte", "ubyte.gz", ".idx", ".idx.gz"),
-}
-"""What counts as input in a folder. A glob of tars or tables takes whatever it matches."""
+SOURCE_PATHS = ("path", "root", "labels_path", "embeddings_path", "paths_path")
+"""The settings of a source that say where something lies."""
 
-_WILDCARD = re.compile(r"[*?\[]")
 _PASSWORD = re.compile(r"://[^/:]*:[^/]*@")
-_LABELS = "labels"
 
 
 class Source(BaseModel):
     """One set of shards of one format.
 
     Attributes:
-        format: webdataset | parquet | images | idx.
+        format: webdataset | parquet | images | idx, or of embeddings: clip_retrieval | datacomp | semdedup.
         path: a file, a folder (read through all its folders) or a glob; local, `s3://` or whatever fsspec opens.
         name: prefix of the shard names, needed only where two sources hold shards of the same name.
         root: the folder that shard names are relative to. Default: the folder before the first wildcard.
@@ -65,8 +59,14 @@ class Source(BaseModel):
         uid_column: Parquet column of uids. Default: `uid` where there is one.
         key_column: Parquet column of unique sample keys. Default: the row number.
         text_field: field of the JSON member that holds the caption where a sample has no `.txt`.
-        shard_size: images in one shard of an image folder.
+        shard_size: images in one shard of an image folder (default 1,000); rows in one of a SemDeDup array (100,000).
         labels_path: the labels of an IDX file. Default: its name with `labels` for `images` and `idx1` for `idx3`.
+        embeddings_path: the array that the rows of SemDeDup's sorted clusters point into. Default: `embeddings.npy`
+            above them, where there is one.
+        paths_path: the array of the paths of a SemDeDup array. Default: `paths.npy` beside it, where there is one.
+        dim: columns of a SemDeDup array that is a bare memory map; a `.npy` says so itself.
+        dtype: of its numbers.
+        path_bytes: bytes of each path where the paths are a bare memory map.
         storage: options for fsspec, such as `endpoint_url`, `anon` or `profile`.
     """
 
@@ -84,8 +84,13 @@ class Source(BaseModel):
     uid_column: str | None = None
     key_column: str | None = None
     text_field: str | None = None
-    shard_size: int = Field(default=1000, ge=1)
+    shard_size: int | None = Field(default=None, ge=1)
     labels_path: str | None = None
+    embeddings_path: str | None = None
+    paths_path: str | None = None
+    dim: int | None = Field(default=None, ge=1)
+    dtype: Literal["float16", "float32", "float64"] = "float32"
+    path_bytes: int | None = Field(default=None, ge=1)
     storage: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("name")
@@ -95,7 +100,7 @@ class Source(BaseModel):
             raise ValueError(f"name must be made of letters, digits, '.', '-' and '_', got {name!r}")
         return name
 
-    @field_validator("path", "root", "labels_path")
+    @field_validator(*SOURCE_PATHS)
     @classmethod
     def _check_url(cls, url: str | None) -> str | None:
         if url is not None and names_password(url):
@@ -104,14 +109,19 @@ class Source(BaseModel):
 
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
-        for key, owner in _OWN_KEYS.items():
-            if self.format != owner and getattr(self, key) != Source.model_fields[key].default:
-                raise ValueError(f"{key} must be used with format {owner}, got format {self.format}")
+        for key, owners in _OWN_KEYS.items():
+            if self.format not in owners and getattr(self, key) != Source.model_fields[key].default:
+                raise ValueError(f"{key} must be used with format {' or '.join(owners)}, got format {self.format}")
         if self.image_column and self.path_column:
             raise ValueError(
                 f"image_column and path_column must not both be given, got {self.image_column} and {self.path_column}"
             )
         return self
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its samples are images; otherwise they are embeddings and metadata."""
+        return self.format not in EMBEDDING_FORMATS
 
     @property
     def needs_text(self) -> bool:
@@ -179,7 +189,8 @@ class Shard:
         size: bytes.
         fingerprint: 16 hexadecimal digits that change when name, size, ETag or modification time do.
         files: place and bytes of the files behind it where it is more than `url`: the slice of an image folder,
-            relative to `url`; the labels of an IDX file, a URL.
+            relative to `url`; the labels of an IDX file, a URL; the arrays beside a table, URLs.
+        rows: the slice [start, stop) of an array's rows that the shard is; None where it is all of its file.
     """
 
     name: str
@@ -188,65 +199,7 @@ class Shard:
     size: int
     fingerprint: str
     files: tuple[tuple[str, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One file of a listing: the store's path, the path relative to the root, bytes, and what changes with content."""
-
-    path: str
-    relative: str
-    size: int
-    stamp: str
-
-
-def list_shards(pool: Pool) -> list[Shard]:
-    """Every shard of the pool, sorted by name.
-
-    Raises:
-        InputError: a path does not exist, matches nothing or cannot be listed.
-        ConfigError: a root is not above its path, or two shards share a name.
-    """
-    shards: dict[str, Shard] = {}
-    for index, source in enumerate(pool.sources):
-        for shard in _list_source(source, index):
-            other = shards.setdefault(shard.name, shard)
-            if other is not shard:
-                raise ConfigError(
-                    f"shard names must be unique in the pool, got {shard.name!r} from {other.url} and {shard.url}: "
-                    "give each source a name"
-                )
-    return sorted(shards.values(), key=lambda shard: shard.name)
-
-
-def check_source(source: Source, shards: Sequence[Shard]) -> None:
-    """Refuses, by the schema of its first readable shard, a source that cannot be what the config says it is.
-
-    A damaged shard proves nothing, so it is passed over: the limit on damaged shards deals with it.
-
-    Raises:
-        ConfigError: a named column or label file does not exist, or the shard is of another format.
-        InputError: a Parquet table without images.
-    """
-    from pipeline.readers import check_shard  # the readers import this module
-
-    for shard in shards[:4]:
-        if check_shard(source, shard):
-            return
-
-
-def locate_root(source: Source) -> tuple[Any, str]:
-    """The file system of a source, and its root folder there, without a slash at the end."""
-    fs, path = fsspec.core.url_to_fs(source.path, **source.storage)
-    if source.root is not None:
-        root = fsspec.core.url_to_fs(source.root, **source.storage)[1]
-    elif fs.isdir(path):
-        root = path
-    else:
-        wildcard = _WILDCARD.search(path)
-        root = path[: wildcard.start()] if wildcard and not fs.exists(path) else path
-        root = root.rpartition("/")[0]
-    return fs, root.rstrip("/")
+    rows: tuple[int, int] | None = None
 
 
 def names_password(url: str) -> bool:
@@ -254,108 +207,7 @@ def names_password(url: str) -> bool:
     return _PASSWORD.search(url) is not None
 
 
-def printable(path: str) -> str:
-    r"""A path as text that can be stored: bytes that are not UTF-8 become `\xe9`, as in a tar."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def suggest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a near miss, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _list_source(source: Source, index: int) -> Iterator[Shard]:
-    fs, root = _reach(source)
-    files = _find_files(source, fs, root)
-    if not files:
-        raise InputError(f"pool path must hold at least one {source.format} file, got none at {source.path}")
-    prefix = f"{source.name}/" if source.name else ""
-    if source.format == "images":
-        for number, start in enumerate(range(0, len(files), source.shard_size)):
-            part = files[start : start + source.shard_size]
-            places = [(file.relative, file.size) for file in part]
-            yield _make_shard(f"{prefix}images-{number:05d}", _url(fs, root), index, part, places)
-        return
-    for file in files:
-        labels = _find_labels(source, fs, file) if source.format == "idx" else []
-        places = [(_url(fs, labels_file.path), labels_file.size) for labels_file in labels]
-        yield _make_shard(prefix + printable(file.relative), _url(fs, file.path), index, [file, *labels], places)
-
-
-def _make_shard(name: str, url: str, source: int, files: Sequence[_File], places: Sequence[tuple[str, int]]) -> Shard:
-    size = sum(file.size for file in files)
-    identity = "\0".join([name, *(f"{file.relative}\0{file.size}\0{file.stamp}" for file in files)])
-    fingerprint = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-    return Shard(name, url, source, size, fingerprint, tuple(places))
-
-
-def _reach(source: Source) -> tuple[Any, str]:
-    try:
-        fs, root = locate_root(source)
-        fs.invalidate_cache()
-        return fs, root
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"pool path must have a protocol that fsspec can open, got {source.path}: {error}") from error
-    except Exception as error:
-        raise _unreachable(source, error) from error
-
-
-def _unreachable(source: Source, error: Exception) -> InputError:
-    return InputError(f"pool path must be reachable, got {source.path}: {type(error).__name__}: {error}")
-
-
-def _find_files(source: Source, fs: Any, root: str) -> list[_File]:
-    """The files of a source, sorted by relative path; hidden ones are left out."""
-    path = fsspec.core.url_to_fs(source.path, **source.storage)[1]
-    try:
-        if fs.isfile(path):
-            found, is_exact = {path: fs.info(path)}, True
-        elif fs.isdir(path):
-            found, is_exact = fs.find(path, detail=True), False
-        elif _WILDCARD.search(path):
-            found, is_exact = fs.glob(path, detail=True), source.format in ("webdataset", "parquet")
-        else:
-            raise InputError(f"pool path must exist, got {source.path}")
-    except InputError:
-        raise
-    except Exception as error:
-        raise _unreachable(source, error) from error
-    files = []
-    for place, info in found.items():
-        if info["type"] != "file" or not (is_exact or place.lower().endswith(_SUFFIXES[source.format])):
-            continue
-        if not place.startswith(f"{root}/"):
-            raise ConfigError(f"root must be a folder above path, got root {source.root} and path {source.path}")
-        relative = place[len(root) + 1 :]
-        is_labels = source.format == "idx" and not is_exact and _LABELS in posixpath.basename(place)
-        if not is_labels and not any(part.startswith(".") for part in relative.split("/")):
-            files.append(_File(place, relative, info["size"] or 0, _stamp(info)))
-    return sorted(files, key=lambda file: file.relative)
-
-
-def _find_labels(source: Source, fs: Any, images: _File) -> list[_File]:
-    """The labels of an IDX file: none when no path was given and none lie beside it."""
-    if source.labels_path is None:
-        folder, _, base = images.path.rpartition("/")
-        path = f"{folder}/{base.replace('images', _LABELS).replace('idx3', 'idx1')}"
-        if path == images.path or not fs.isfile(path):
-            return []
-    else:
-        path = fsspec.core.url_to_fs(source.labels_path, **source.storage)[1]
-        if not fs.isfile(path):
-            raise InputError(f"labels_path must be a file, got {source.labels_path}")
-    info = fs.info(path)
-    return [_File(path, posixpath.basename(path), info["size"], _stamp(info))]
-
-
-def _stamp(info: Mapping[str, Any]) -> str:
-    """What a store changes when it changes a file: the ETag, else the time of modification."""
-    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"):
-        if info.get(key) is not None:
-            return str(info[key])
-    return ""
-
-
-def _url(fs: Any, path: str) -> str:
-    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from operators.errors import WorkspaceError
-from pipeline.artifact import manifest_name, read_manifest
+from pipeline.artifact import Artifact, manifest_name, read_manifest
 from pipeline.config.loader import canonical
 from pipeline.curation import Curation
 from pipeline.embed import samples_id
-from pipeline.pool import list_shards, names_password
+from pipeline.listing import list_shards
+from pipeline.pool import names_password
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.storage import Store, to_json
@@ -29,14 +30,8 @@ def write_record(config: Curation, run: Run) -> None:
     """
     record = {
         "config": _publishable(canonical(config)),
-        "artifacts": {
-            name: {
-                "folder": artifact.folder,
-                "manifest": manifest_name(artifact.folder, (part.id for part in artifact.parts)),
-            }
-            for name, artifact in run.artifacts.items()
-            if name != "ledger"
-        },
+        "artifacts": {name: _place(artifact) for name, artifact in run.artifacts.items() if name != "ledger"},
+        "clusters": {title: _place(artifact) for title, artifact in run.clusters.items()},
         "embeddings": [[model, modality, run.embeddings[model, modality].step] for model, modality in run.embeddings],
         "verdicts": [artifact.step for artifact in run.verdicts],
     }
@@ -64,6 +59,8 @@ def open_run(store: Store, *, workers: int, progress: Progress) -> tuple[Run, Cu
     run = Run(store, config.pool, shards, config.seed, config.models, workers, config.resources.threads, progress)
     for name, place in record["artifacts"].items():
         run.artifacts[name] = read_manifest(store, place["folder"], place["manifest"])
+    for title, place in record["clusters"].items():
+        run.add_clusters(title, read_manifest(store, place["folder"], place["manifest"]))
     read = {part.shard: part.id for part in run.samples.parts}
     there = {shard.name: samples_id(config.pool, shard) for shard in shards}
     changed = sorted(name for name in read.keys() | there.keys() if read.get(name) != there.get(name))
@@ -76,6 +73,13 @@ def open_run(store: Store, *, workers: int, progress: Progress) -> tuple[Run, Cu
         run.embeddings[model, modality] = run.artifacts[name]
     run.verdicts = [run.artifacts[name] for name in record["verdicts"]]
     return run, config
+
+
+def _place(artifact: Artifact) -> dict[str, str]:
+    return {
+        "folder": artifact.folder,
+        "manifest": manifest_name(artifact.folder, (part.id for part in artifact.parts)),
+    }
 
 
 def _publishable(value: Any) -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.embed import make
-from pipeline.pool import Pool, Source, check_source, list_shards
+from pipeline.listing import check_source, list_shards
+from pipeline.pool import Pool, Source
 from pipeline.run import Modality, Run
 
 
@@ -33,6 +34,6 @@ def embed_reference(run: Run, sources: Sequence[Source], needs: Sequence[tuple[s
         NotPublished: it is not embedded yet and the run is a dry one.
     """
     pool = run.pool.model_copy(update={"sources": tuple(sources)})
-    reference = replace(run, pool=pool, shards=list_shards(pool), artifacts={}, embeddings={}, verdicts=[])
+    reference = replace(run, pool=pool, shards=list_shards(pool), artifacts={}, embeddings={}, verdicts=[], clusters={})
     make(reference, needs)
     return reference

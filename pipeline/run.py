@@ -5,10 +5,10 @@ over the shards. The function sees one table for each shard: only the rows that 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from pipeline.spread import balanced, spread
 from pipeline.storage import Store, digest
 
 Modality = Literal["image", "text"]
+Block = TypeVar("Block")
 
 _ROWS_PER_ACTOR = 20_000
 
@@ -94,6 +95,7 @@ class Run:
         artifacts: all made or found so far, by step name.
         embeddings: those of them that are embeddings, by model and modality.
         verdicts: those of them that are verdicts, `unique_uid` first.
+        clusters: clusterings, by the title of the step that asked for them; no steps of their own.
     """
 
     store: Store
@@ -109,6 +111,7 @@ class Run:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     embeddings: dict[tuple[str, Modality], Artifact] = field(default_factory=dict)
     verdicts: list[Artifact] = field(default_factory=list)
+    clusters: dict[str, Artifact] = field(default_factory=dict)
 
     @property
     def entering(self) -> Artifact | None:
@@ -119,6 +122,11 @@ class Run:
         """Takes note of a verdict step that is done."""
         self.artifacts[artifact.step] = artifact
         self.verdicts.append(artifact)
+        return artifact
+
+    def add_clusters(self, title: str, artifact: Artifact) -> Artifact:
+        """Takes note of the clusters that a step made."""
+        self.clusters[title] = artifact
         return artifact
 
     @property
@@ -190,6 +198,12 @@ class Plan:
         """For each group of units, a picklable function that reads their tables and gives `load` of them joined."""
         return [partial(_load, self.run.store, tuple(group), load) for group in groups]
 
+    def blocks(
+        self, groups: Sequence[Sequence[Unit]], load: Callable[[pa.Table], Block]
+    ) -> list[Callable[[], Iterator[Block]]]:
+        """For each group of units, a picklable function that reads them one at a time and gives `load` of each."""
+        return [partial(_blocks, self.run.store, tuple(group), load) for group in groups]
+
     def map_verdicts(self, judge: Judge, *, info: Mapping[str, Any] | None = None) -> Artifact:
         """Applies a judge to every shard and publishes the verdicts."""
         return self._map(partial(_judge_unit, self.run.store, self.folder, judge), info or {})
@@ -239,6 +253,11 @@ def read_unit(store: Store, unit: Unit) -> tuple[pa.Table, NDArray[np.bool_]]:
 
 def _load(store: Store, units: Sequence[Unit], load: Callable[[pa.Table], Any]) -> Any:
     return load(pa.concat_tables([read_unit(store, unit)[0] for unit in units]))
+
+
+def _blocks(store: Store, units: Sequence[Unit], load: Callable[[pa.Table], Block]) -> Iterator[Block]:
+    for unit in units:
+        yield load(read_unit(store, unit)[0])
 
 
 def _finished(store: Store, folder: str, unit: Unit) -> Part | None:

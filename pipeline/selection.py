@@ -5,10 +5,11 @@ Each actor holds the keys of its part of the rows (28 bytes a row, 1.5 times tha
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
@@ -29,6 +30,8 @@ from operators.selection import (
     summarise,
     tighten,
 )
+from pipeline.run import Plan, Unit, read_unit
+from pipeline.storage import Store
 
 Loader = Callable[[], tuple[NDArray[np.int32], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]]
 """Returns (group_N, key_N, high_N, low_N) of one part; picklable, and the same each time it is called."""
@@ -52,6 +55,19 @@ def rows_to_keep(title: str, entering: int, keep_fraction: float | None, keep: i
     return wanted
 
 
+def plan_cutoffs(plan: Plan, keys: Callable[[pa.Table], Keys], quotas_G: NDArray[np.int64]) -> Cutoffs:
+    """`exact_cutoffs` of the rows that enter a step.
+
+    Args:
+        plan: the step's.
+        keys: what is ranked of one shard's table; picklable.
+        quotas_G: int64, rows to keep of each group.
+    """
+    groups = plan.groups(plan.run.workers)
+    loaders = [partial(_load, plan.run.store, tuple(group), keys) for group in groups]
+    return exact_cutoffs(loaders, quotas_G, len(groups))
+
+
 def exact_cutoffs(loaders: Sequence[Loader], quotas_G: NDArray[np.int64], num_actors: int | None = None) -> Cutoffs:
     """Find the cut-offs that keep exactly `quotas_G` rows of each group, smallest (key, uid) first.
 
@@ -70,6 +86,15 @@ def exact_cutoffs(loaders: Sequence[Loader], quotas_G: NDArray[np.int64], num_ac
     remote = ray.remote(KeyHolder).options(**_ACTOR_OPTIONS)
     actors = [remote.remote(list(loaders[i::num_actors]), quotas_G.size) for i in range(num_actors)]
 
+    return find_cutoffs(actors, quotas_G)
+
+
+def find_cutoffs(actors: Sequence[Any], quotas_G: NDArray[np.int64]) -> Cutoffs:
+    """`exact_cutoffs` for actors that hold the keys already: handles of `KeyHolder`, or of what has its three methods.
+
+    Raises:
+        InputError: a quota is negative or exceeds its group.
+    """
     summaries = _arrivals(actor.summarise.remote() for actor in actors)
     search = begin(reduce(merge_summaries, summaries, summarise(_no_keys(), quotas_G.size)), quotas_G)
     while not search.done:
@@ -122,6 +147,12 @@ class KeyHolder:
             if rows.group_N.size <= block.group_N.size // 2:  # a copy is worth its memory
                 self._undecided[i] = rows
             yield count_digits(search, rows)
+
+
+def _load(store: Store, units: Sequence[Unit], keys: Callable[[pa.Table], Keys]) -> Keys:
+    """The keys of some shards, one shard's table in memory at a time: metadata is a hundred times larger than keys."""
+    parts = [keys(read_unit(store, unit)[0]) for unit in units]
+    return Keys(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _arrivals(futures: Iterable[Any]) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """`auto` is bfloat16 autocast on a GPU and float32 on a CPU."""
@@ -15,6 +15,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _Model(_Strict):
+    @property
+    def modalities(self) -> frozenset[str]:
+        """What the model embeds: images, unless it says more."""
+        return frozenset({"image"})
+
+
 class Normalization(_Strict):
     """Replaces parts of open_clip's image transform, for weights trained with another than their name implies."""
 
@@ -24,7 +31,7 @@ class Normalization(_Strict):
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
 
 
-class _WeightedSettings(_Strict):
+class _WeightedSettings(_Model):
     """What every model with weights has.
 
     Attributes:
@@ -53,6 +60,11 @@ class OpenClipSettings(_WeightedSettings):
     library: Literal["open_clip"]
     preprocess: Normalization = Normalization()
 
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Both towers."""
+        return frozenset({"image", "text"})
+
 
 class TimmSettings(_WeightedSettings):
     """An image tower of timm, pooled and without its classifier. `image_size` replaces the size it was trained at."""
@@ -61,12 +73,45 @@ class TimmSettings(_WeightedSettings):
     image_size: int | None = Field(default=None, ge=1)
 
 
-class PixelsSettings(_Strict):
-    """The pixels themselves: resized to `size` x `size` and flattened."""
+class PixelsSettings(_Model):
+    """The pixels themselves: resized to `size` x `size` and flattened.
+
+    Attributes:
+        size: in pixels.
+        colours: `rgb` keeps the levels. `ycbcr` embeds brightness about the image's own mean and, at half their weight,
+            the colour differences: less of what recompressing changes, more of what tells pictures apart.
+        decode: as for every model.
+    """
 
     library: Literal["pixels"]
     size: int = Field(default=16, ge=1, le=512)
+    colours: Literal["rgb", "ycbcr"] = "rgb"
     decode: Decode = "exact"
 
 
-ModelSettings = Annotated[OpenClipSettings | TimmSettings | PixelsSettings, Field(discriminator="library")]
+class StoredSettings(_Model):
+    """Embeddings that a pool brings: which of its arrays are those of the images, and which those of the captions."""
+
+    library: Literal["stored"]
+    image: str | None = Field(default=None, min_length=1)
+    text: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "StoredSettings":
+        if self.image is None and self.text is None:
+            raise ValueError("needs at least one of image and text: names of arrays of the pool")
+        return self
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Those of the arrays that are named."""
+        return frozenset(modality for modality in ("image", "text") if self.array(modality) is not None)
+
+    def array(self, modality: str) -> str | None:
+        """The name of an array of the pool."""
+        return self.image if modality == "image" else self.text
+
+
+ModelSettings = Annotated[
+    OpenClipSettings | TimmSettings | PixelsSettings | StoredSettings, Field(discriminator="library")
+]

@@ -23,7 +23,7 @@ Place = tuple[str, str, str]
 """A shard's name, its path below its root, and its URL."""
 
 
-def reads(run: Run) -> list[Place]:
+def reads(run: Run, settings: KeysExport) -> list[Place]:
     """The shards that the file names."""
     prefixes = [f"{source.name}/" if source.name else "" for source in run.pool.sources]
     return [(shard.name, shard.name.removeprefix(prefixes[shard.source]), shard.url) for shard in run.shards]
@@ -32,7 +32,7 @@ def reads(run: Run) -> list[Place]:
 def plan(run: Run, settings: KeysExport) -> list[list[Piece]]:
     """The one file."""
     slices = kept_slices(run)
-    write = partial(write_keys, run.store, slices, reads(run))
+    write = partial(write_keys, run.store, slices, reads(run, settings))
     return [[Piece((open_target(settings).file,), num_rows(slices), write)]]
 
 

@@ -63,7 +63,7 @@ class Work:
         return pa.schema([*SCHEMA, *((name, pa.float64()) for name in self.names)])
 
 
-def reads(run: Run) -> list[tuple[str, str]]:
+def reads(run: Run, settings: ParquetExport) -> list[tuple[str, str]]:
     """The scores that the files depend on."""
     return [(name, artifact.digest) for name, artifact in _scores(run).items()]
 
@@ -101,7 +101,8 @@ def write_table(work: Work, paths: Sequence[Path]) -> None:
     (path,) = paths
     with pq.ParquetWriter(path, work.schema, compression="zstd") as writer:
         for piece, scores in zip(work.group, work.scores, strict=True):
-            writer.write_table(describe(read_kept(work.store, piece, _COLUMNS, scores), work.schema))
+            others = {name: (path, "score") for name, path in scores.items()}
+            writer.write_table(describe(read_kept(work.store, piece, _COLUMNS, others), work.schema))
 
 
 def describe(rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -125,5 +126,5 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _whole(value: Any, otherwise: int) -> int:
+def _whole(value: Any, otherwise: int | None) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else otherwise

@@ -1,4 +1,4 @@
-"""`export`: writes what a run kept, in one of four formats, or finds that it is there already.
+"""`export`: writes what a run kept, in one of six formats, or finds that it is there already.
 
 An export is addressed by its settings and by the samples and verdicts that it reads. Its receipt,
 `exports/<address>.json` in the workspace, lists every file with its size and SHA-256, and is written last. A killed
@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.export import keys, parquet, uids, webdataset
+from operators.encoders.settings import StoredSettings
+from operators.errors import ConfigError
+from pipeline.export import clip_retrieval, keys, parquet, semdedup, uids, webdataset
 from pipeline.export.claims import Claim, check_target, clear, read_claims, supersede
+from pipeline.export.settings import ClipRetrievalExport, SemdedupExport, needs_images
 from pipeline.export.settings import Export as ExportSettings
 from pipeline.export.target import File, Piece, Target, open_target, read_receipts, write_piece
-from pipeline.run import Run
+from pipeline.run import Modality, Run
 from pipeline.spread import spread
 from pipeline.storage import Store, digest, to_json
 from pipeline.summary import Export
@@ -27,12 +30,14 @@ class _Format:
 
     version: int
     plan: Callable[[Run, Any], list[list[Piece]]]
-    reads: Callable[[Run], Any] = lambda run: None
+    reads: Callable[[Run, Any], Any] = lambda run, settings: None
 
 
 _FORMATS = {
     "webdataset": _Format(webdataset.VERSION, webdataset.plan),
     "parquet": _Format(parquet.VERSION, parquet.plan, parquet.reads),
+    "clip_retrieval": _Format(clip_retrieval.VERSION, clip_retrieval.plan, clip_retrieval.reads),
+    "semdedup": _Format(semdedup.VERSION, semdedup.plan, semdedup.reads),
     "uids": _Format(uids.VERSION, uids.plan),
     "keys": _Format(keys.VERSION, keys.plan, keys.reads),
 }
@@ -46,10 +51,13 @@ def export(run: Run, settings: ExportSettings) -> Export:
         settings: format and place.
 
     Raises:
+        ConfigError: the format holds images and the pool has none, or the run lacks what the settings name.
         WorkspaceError: the place holds files that are not from an export of this workspace, or cannot be written.
         InputError: the pool is no longer what the run read.
     """
     started = time.monotonic()
+    if needs_images(settings) and not all(source.has_images for source in run.pool.sources):
+        raise ConfigError(f"export format must be one without images for a pool of embeddings, got {settings.format}")
     target = open_target(settings)
     address = _address(run, settings, target)
     sizes = target.sizes()
@@ -67,6 +75,20 @@ def export(run: Run, settings: ExportSettings) -> Export:
     return _write_receipt(run, settings, mine, files, time.monotonic() - started)
 
 
+def embeddings_for(run: Run, settings: ExportSettings) -> list[tuple[str, Modality]]:
+    """The embeddings that an export writes and that no step may have asked for: of images, and stored ones of captions.
+
+    (A text tower is not run for an export alone: captions are written where a step has embedded them.)
+    """
+    if not isinstance(settings, ClipRetrievalExport | SemdedupExport):
+        return []
+    needs: list[tuple[str, Modality]] = [(settings.model, "image")]
+    model = run.models[settings.model]
+    if isinstance(model, StoredSettings) and model.text and isinstance(settings, ClipRetrievalExport):
+        needs.append((settings.model, "text"))
+    return needs
+
+
 def _address(run: Run, settings: ExportSettings, target: Target) -> str:
     """Names all that the files depend on; credentials are no part of it."""
     chosen = _FORMATS[settings.format]
@@ -77,7 +99,7 @@ def _address(run: Run, settings: ExportSettings, target: Target) -> str:
         target.url,
         run.samples.digest,
         run.entering.digest,
-        chosen.reads(run),
+        chosen.reads(run, settings),
     )
 
 

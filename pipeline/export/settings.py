@@ -38,6 +38,32 @@ class ParquetExport(_Export):
     format: Literal["parquet"]
 
 
+class ClipRetrievalExport(_Export):
+    """A clip-retrieval folder: unit float16 embeddings and metadata of the kept samples, row by row.
+
+    Attributes:
+        model: whose embeddings.
+        rows_per_file: every file has this many, but for the last.
+    """
+
+    format: Literal["clip_retrieval"]
+    model: str
+    rows_per_file: int = Field(default=1_000_000, ge=1)
+
+
+class SemdedupExport(_Export):
+    """SemDeDup's sorted clusters with the embeddings that their rows point into.
+
+    Attributes:
+        model: whose image embeddings.
+        step: the step whose clusters.
+    """
+
+    format: Literal["semdedup"]
+    model: str
+    step: str
+
+
 class UidsExport(_Export):
     """DataComp's subset file: a `.npy` of dtype `u8,u8`, sorted."""
 
@@ -51,6 +77,11 @@ class KeysExport(_Export):
 
 
 Export = Annotated[
-    WebdatasetExport | ParquetExport | UidsExport | KeysExport,
+    WebdatasetExport | ParquetExport | ClipRetrievalExport | SemdedupExport | UidsExport | KeysExport,
     Field(discriminator="format"),
 ]
+
+
+def needs_images(settings: Export) -> bool:
+    """Whether the format holds the bytes of images, which a pool of embeddings does not have."""
+    return settings.format == "webdataset"

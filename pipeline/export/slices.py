@@ -87,17 +87,19 @@ def cut_at(group: Group, cuts: Sequence[int]) -> list[Group]:
     return [tuple(pieces) for pieces in groups]
 
 
-def read_kept(store: Store, piece: Slice, columns: Sequence[str], scores: Mapping[str, str] | None = None) -> pa.Table:
+def read_kept(
+    store: Store, piece: Slice, columns: Sequence[str], others: Mapping[str, tuple[str, str]] | None = None
+) -> pa.Table:
     """The rows of a slice.
 
     Args:
         store: the workspace.
         piece: which rows.
         columns: of the samples.
-        scores: name -> the shard's part of a score step; its `score` becomes a column of that name.
+        others: name -> (the shard's part of another artifact, its column), which becomes a column of that name.
     """
-    table = read_columns(store, piece.samples, list(columns))
-    for name, path in (scores or {}).items():
-        table = table.append_column(name, read_columns(store, path, ["score"])["score"])
+    samples = read_columns(store, piece.samples, list(columns)) if columns else None
+    found = {name: samples[name] for name in columns} if samples else {}
+    found |= {name: read_columns(store, path, [column])[column] for name, (path, column) in (others or {}).items()}
     kept = read_columns(store, piece.verdicts, ["kept"])["kept"].fill_null(False)
-    return table.filter(kept).slice(piece.start, len(piece))
+    return pa.table(found).filter(kept).slice(piece.start, len(piece))

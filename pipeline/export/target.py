@@ -14,7 +14,7 @@ from operators.errors import WorkspaceError
 from pipeline.export.settings import Export
 from pipeline.storage import Store, explain_write_errors, file_sha256, to_json
 
-FOLDERS = {"webdataset", "parquet"}
+FOLDERS = {"webdataset", "parquet", "clip_retrieval", "semdedup"}
 """The formats that fill a folder of their own."""
 
 
@@ -138,6 +138,7 @@ def _put(store: Store, scratch: Path, name: str) -> None:
         if store.is_local:
             with scratch.open("rb") as file:
                 os.fsync(file.fileno())
+            Path(store.path(name)).parent.mkdir(parents=True, exist_ok=True)
             scratch.replace(store.path(name))
         else:
             store.filesystem.put_file(str(scratch), store.path(name))

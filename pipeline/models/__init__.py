@@ -10,7 +10,8 @@ import json
 from typing import Any, Protocol, cast
 
 from operators.encoders.base import Device, Encoder, Preprocessor, no_text_tower
-from operators.encoders.settings import ModelSettings, OpenClipSettings, PixelsSettings
+from operators.encoders.settings import ModelSettings, PixelsSettings, StoredSettings
+from pipeline.pool import Pool
 
 # Names, imported at the first use: every decoding task and every encoder of a run is a process of its own, and pays in
 # full for what it imports. (Measured: pixels 0.3 s of CPU and 45 MB, timm 4 s and 350 MB, open_clip 4 s and 380 MB.)
@@ -18,6 +19,7 @@ _MODULES = {
     "open_clip": "pipeline.models.open_clip",
     "timm": "pipeline.models.timm",
     "pixels": "pipeline.models.pixels",
+    "stored": "pipeline.models.stored",
 }
 
 
@@ -40,9 +42,19 @@ def check_model(settings: ModelSettings, *, text: bool = False) -> None:
     Raises:
         ModelError: what is wrong and what is allowed.
     """
-    if text and not isinstance(settings, OpenClipSettings):
+    if text and "text" not in settings.modalities:
         raise no_text_tower()
     _library(settings).check(settings)
+
+
+def mismatch(pool: Pool, settings: ModelSettings) -> str | None:
+    """What must hold of a model for this pool and does not: encoders need images, stored embeddings a pool of them."""
+    is_stored = isinstance(settings, StoredSettings)
+    wrong = next((source for source in pool.sources if source.has_images == is_stored), None)
+    if wrong is None:
+        return None
+    rule = "must be used with a pool of embeddings" if is_stored else "must be library stored for a pool of embeddings"
+    return f"{rule}, got library {settings.library} and format {wrong.format}"
 
 
 def build_preprocessor(settings: ModelSettings) -> Preprocessor:
@@ -76,7 +88,7 @@ def decide_precision(settings: ModelSettings) -> ModelSettings:
     address of the embeddings names it: a run begun without a GPU and resumed with one mixes nothing. Where only other
     machines of a cluster have GPUs, the config must say `bfloat16` for their sake.
     """
-    if isinstance(settings, PixelsSettings) or settings.precision != "auto":
+    if isinstance(settings, PixelsSettings | StoredSettings) or settings.precision != "auto":
         return settings
     import torch
 

@@ -1,10 +1,11 @@
-"""Reading shards: one door for the four formats.
+"""Reading shards: one door for all formats.
 
 Bad input costs one sample and never goes unnoticed: every row is yielded, the rejected ones with a reason, and the last
 thing yielded says how the shard ended. A store that keeps failing raises its own error instead: an outage is no damage.
 """
 
 import gzip
+import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 
@@ -13,8 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import InputError
 from operators.rejects import Damage
-from pipeline.pool import Format, Pool, Shard, Source
-from pipeline.readers import idx, images, parquet, webdataset
+from pipeline.pool import EMBEDDING_FORMATS, Format, Pool, Shard, Source
+from pipeline.readers import idx, images, parquet, stored, webdataset
 from pipeline.readers.sample import RawSample, ShardDamagedError, ShardEnd
 
 __all__ = ["RawSample", "ShardEnd", "check_shard", "read_image", "read_shard"]
@@ -36,14 +37,21 @@ _CHECKS: dict[Format, Callable[[Source, Shard], None]] = {
     "webdataset": webdataset.check_webdataset,
     "parquet": parquet.check_parquet,
     "idx": idx.check_idx,
+    **dict.fromkeys(EMBEDDING_FORMATS, stored.check_stored),
 }
 
-_DAMAGE = (ShardDamagedError, FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile)
+_BAD_ARCHIVE = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
+DAMAGE = (ShardDamagedError, FileNotFoundError, *_BAD_ARCHIVE)
 """What a damaged or missing shard raises when it is read, and a store that fails does not."""
 
 
 def read_shard(
-    pool: Pool, shard: Shard, *, rows: Collection[int] | None = None, members: bool = False
+    pool: Pool,
+    shard: Shard,
+    *,
+    rows: Collection[int] | None = None,
+    members: bool = False,
+    arrays: Collection[str] = (),
 ) -> Iterator[RawSample | ShardEnd]:
     """Yields the samples of a shard in order, rejected ones included, then exactly one `ShardEnd`.
 
@@ -53,6 +61,7 @@ def read_shard(
         rows: yield these rows only (those beyond the end are ignored); the others are skipped, mostly unread, and
             reading stops after the last. Row numbers, keys and reasons are the same as in a full read.
         members: fill `RawSample.members` with the original bytes.
+        arrays: of a pool of embeddings, the arrays to be read besides those of images, which always are.
 
     Raises:
         Exception: the store's own error when reading kept failing; the shard may be perfectly sound.
@@ -62,7 +71,13 @@ def read_shard(
     num_rows, damage, message = 0, None, ""
     try:
         if last_row != -1:
-            for sample in _READERS[pool.sources[shard.source].format](pool, shard, wanted, members):
+            source = pool.sources[shard.source]
+            samples = (
+                _READERS[source.format](pool, shard, wanted, members)
+                if source.has_images
+                else stored.read_stored(pool, shard, wanted, arrays)
+            )
+            for sample in samples:
                 num_rows = sample.row + 1
                 yield sample
                 if sample.row == last_row:
@@ -71,8 +86,8 @@ def read_shard(
         damage, message = error.damage, error.message
     except FileNotFoundError:
         damage, message = Damage.MISSING, "no such file"
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        damage, message = Damage.TRUNCATED if num_rows else Damage.UNREADABLE, f"bad gzip data: {error}"
+    except _BAD_ARCHIVE as error:
+        damage, message = Damage.TRUNCATED if num_rows else Damage.UNREADABLE, f"bad compressed data: {error}"
     except PermissionError as error:
         # A store may deny access for a while, and to everything; a local file denies it alone and for good.
         if not isinstance(fsspec.core.url_to_fs(shard.url)[0], LocalFileSystem):
@@ -98,7 +113,7 @@ def read_image(pool: Pool, shard: Shard, *, key: str, row: int, offset: int, nby
     rule = f"image {key!r} of shard {shard.name} must still have {nbytes} bytes"
     try:
         image = _IMAGE_READERS[pool.sources[shard.source].format](pool, shard, row, offset, nbytes)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise InputError(f"{rule}, got: {error}") from error
     if image is None or len(image) != nbytes:
         raise InputError(f"{rule}, got {'none' if image is None else len(image)}")
@@ -115,6 +130,6 @@ def check_shard(source: Source, shard: Shard) -> bool:
         check = _CHECKS.get(source.format)
         if check is not None:
             check(source, shard)
-    except _DAMAGE:
+    except DAMAGE:
         return False
     return True

@@ -19,7 +19,7 @@ URL_COLUMNS = ("url", "URL", "image_url")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The column of each part, None where there is none. Either `image` or `path` is given.
+    """The column of each part, None where there is none. Either `image` or `path` is given where there are images.
 
     Attributes:
         image: encoded images: binary, or HuggingFace's struct of `bytes` and `path`.
@@ -71,11 +71,11 @@ def resolve_columns(schema: Any, source: Source, url: str) -> Columns:
         return name
 
     path = find("path_column", is_text)
-    image = find("image_column", holds_images, IMAGE_COLUMNS) if path is None else None
+    image = find("image_column", holds_images, IMAGE_COLUMNS) if path is None and source.has_images else None
     text = find("text_column", is_text, TEXT_COLUMNS)
     uid = find("uid_column", is_text, UID_COLUMNS)
     key = find("key_column", is_key)
-    if image is None and path is None:
+    if image is None and path is None and source.has_images:
         raise _no_images(fields, url)
     parts = {image, path, text, uid, key}
     metadata = tuple(name for name, kind in fields.items() if name not in parts and fits_json(kind))

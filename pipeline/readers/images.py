@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import fsspec
 
 from operators.rejects import Reason
-from pipeline.pool import Pool, Shard, printable
+from pipeline.listing import printable
+from pipeline.pool import Pool, Shard
 from pipeline.readers.sample import RawSample, judge_image
 from pipeline.readers.stream import read_files
 

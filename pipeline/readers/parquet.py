@@ -1,5 +1,7 @@
 """Parquet shards: one row is one sample; the image lies in a column, or in a file that a column names.
 
+Tables that lie beside arrays of embeddings are read here, too: their rows have no image and need none.
+
 Columns with no part to play become metadata as far as JSON can hold them: binary ones are left out, dates become ISO
 text, NaN becomes None. A path must lie, once joined to the folder of the Parquet file, below the source's root. With
 `key_column`, a key that returns is rejected as `duplicate_key`, under a key that we make up: `a#row-00000012`. Keys
@@ -19,13 +21,15 @@ import pyarrow.parquet as pq
 
 from operators.errors import UserError
 from operators.rejects import Damage, Reason
-from pipeline.pool import Pool, Shard, Source, locate_root
+from pipeline.listing import locate_root
+from pipeline.pool import Pool, Shard, Source
 from pipeline.readers.columns import Columns, resolve_columns
 from pipeline.readers.sample import RawSample, ShardDamagedError, first_fault, judge_image, supplied_uid
 from pipeline.readers.stream import ResumingFile, open_file, read_files
 
 PAGE_BUFFER_BYTES = 4 << 20
 BATCH_ROWS = 64
+BATCH_ROWS_WITHOUT_IMAGES = 4096
 
 _MAGIC = (
     (b"\xff\xd8\xff", "jpg"),
@@ -55,6 +59,9 @@ class _Image(NamedTuple):
     fault: Reason | None
 
 
+_NO_IMAGE = _Image(b"", "", None)
+
+
 def read_parquet(pool: Pool, shard: Shard, rows: frozenset[int] | None, members: bool) -> Iterator[RawSample]:
     """Yields the rows of a table, or those of `rows` only; see `pipeline.readers.read_shard`."""
     source = pool.sources[shard.source]
@@ -67,19 +74,50 @@ def read_parquet(pool: Pool, shard: Shard, rows: frozenset[int] | None, members:
         finder = _ImageFinder(pool, shard)
         keys: set[str] = set()
         for first_row, batch in _batches(table, stream, columns, rows):
-            claims = _claim_keys(keys, batch, columns.key, first_row)
-            chosen = [i for i in range(batch.num_rows) if rows is None or first_row + i in rows]
-            if not chosen:
-                continue
-            if len(chosen) < batch.num_rows:
-                batch = batch.take(pa.array(chosen))
-            cells = {name: _cells(batch.column(name)) for name in columns.used}
-            images = finder.find(cells[columns.image or columns.path or ""])
-            for place, i in enumerate(chosen):
-                record = {name: values[place] for name, values in cells.items()}
-                sample = _compose(first_row + i, claims[i], images[place], record, columns, source.needs_text)
+            for sample in compose_batch(batch, first_row, columns, source, keys=keys, rows=rows, finder=finder):
                 sample.members = {sample.ext: sample.image} if members and sample.image else {}
                 yield sample
+
+
+def compose_batch(
+    batch: Any,
+    first_row: int,
+    columns: Columns,
+    source: Source,
+    *,
+    keys: set[str],
+    rows: frozenset[int] | None,
+    finder: "_ImageFinder | None" = None,
+) -> Iterator[RawSample]:
+    """Yields the samples of one record batch, or those of `rows` only.
+
+    Args:
+        batch: of a table.
+        first_row: of the batch, in its shard.
+        columns: which column plays which part.
+        source: says whether text is needed.
+        keys: those of the rows before; gains those of this batch.
+        rows: numbers of the rows that are wanted, in their shard.
+        finder: of the images, where there are any.
+    """
+    claims = _claim_keys(keys, batch, columns.key, first_row)
+    chosen = [i for i in range(batch.num_rows) if rows is None or first_row + i in rows]
+    if not chosen:
+        return
+    if len(chosen) < batch.num_rows:
+        batch = batch.take(pa.array(chosen))
+    cells = {name: _cells(batch.column(name)) for name in columns.used}
+    column = columns.image or columns.path
+    images = [_NO_IMAGE] * len(chosen) if finder is None or column is None else finder.find(cells[column])
+    for place, i in enumerate(chosen):
+        record = {name: values[place] for name, values in cells.items()}
+        yield _compose(first_row + i, claims[i], images[place], record, columns, source.needs_text)
+
+
+def count_rows(url: str, source: Source) -> int:
+    """The rows of a table, by its footer. Raises ShardDamagedError, FileNotFoundError."""
+    with open_file(url, source.storage, read_ahead=False) as stream:
+        return int(_open_table(stream).metadata.num_rows)
 
 
 def read_one(pool: Pool, shard: Shard, row: int, offset: int, nbytes: int) -> bytes | None:
@@ -106,6 +144,7 @@ def sniff_extension(image: bytes) -> str:
 
 
 def _open_table(stream: ResumingFile) -> Any:
+    stream.seek(0)  # a missing file says so here; pyarrow would call it a bad footer
     try:
         return pq.ParquetFile(stream, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES, page_checksum_verification=True)
     except (pa.ArrowException, OSError, MemoryError) as error:
@@ -119,6 +158,7 @@ def _batches(
 ) -> Iterator[tuple[int, Any]]:
     """First row and record batch, one after the other. A row group without wanted rows gives its keys alone, if any."""
     row = 0
+    batch_rows = BATCH_ROWS if columns.image or columns.path else BATCH_ROWS_WITHOUT_IMAGES
     for group in range(table.num_row_groups):
         end = row + table.metadata.row_group(group).num_rows
         wanted = rows is None or not rows.isdisjoint(range(row, end))
@@ -126,7 +166,7 @@ def _batches(
         try:
             if names:
                 # One thread: this runs inside a task that was given one CPU.
-                for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
+                for batch in table.iter_batches(batch_rows, row_groups=[group], columns=names, use_threads=False):
                     yield row, batch
                     row += batch.num_rows
             else:

@@ -1,4 +1,4 @@
-"""What a reader yields: one raw sample, and how a shard ended. All four readers speak these words.
+"""What a reader yields: one raw sample, and how a shard ended. All readers speak these words.
 
 Row and key are facts of the shard, so they are the same whoever reads it and however often.
 """
@@ -6,6 +6,9 @@ Row and key are facts of the shard, so they are the same whoever reads it and ho
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from operators.rejects import Damage, Reason
 from operators.uids import parse_uid
@@ -46,6 +49,7 @@ class RawSample:
         reason: why the sample is rejected, None when it is sound so far.
         members: lower-case file extension -> original bytes, filled only when asked for (export): every member of a
             webdataset sample in shard order, the image alone for the other formats.
+        vectors: name of an array -> the sample's row of it, as stored; of pools of embeddings only.
     """
 
     row: int
@@ -59,6 +63,7 @@ class RawSample:
     uid_invalid: bool = False
     reason: Reason | None = None
     members: dict[str, bytes] = field(default_factory=dict)
+    vectors: dict[str, NDArray[np.floating]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pipeline.storage import Store, digest
 from pipeline.summary import Summary
 
 REPORT = "report.html"
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 _META = re.compile(rf'<meta name="{META_NAME}" content="([0-9a-f]+)">')
 _HEAD_BYTES = 4096

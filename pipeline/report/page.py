@@ -29,6 +29,7 @@ class Example:
         image: a `data:` URI, empty where the image cannot be shown.
         width, height: of that thumbnail.
         badge: the number that matters here, in words short enough for a corner of the thumbnail.
+        tone: of the badge.
         facts: (name, value) pairs.
     """
 
@@ -39,6 +40,7 @@ class Example:
     width: int = 0
     height: int = 0
     badge: str = ""
+    tone: Tone = "plain"
     facts: tuple[tuple[str, str], ...] = ()
 
 
@@ -77,13 +79,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Counts under labels, as horizontal bars."""
+    """Counts under labels, as horizontal bars; the headings are for those who cannot see them."""
 
     kind: ClassVar[str] = "bars"
     title: str
     bars: tuple[Bar, ...]
     tone: Tone = "dropped"
     wide: bool = True
+    headings: tuple[str, str] = ("Reason", "Samples")
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,13 @@ class Command:
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks under one heading, as a card."""
+    """Charts and galleries under one heading, as a card."""
 
     kind: ClassVar[str] = "group"
     id: str
     title: str
     note: str
-    blocks: tuple[Gallery, ...]
+    blocks: tuple[Chart | Gallery, ...]
 
 
 Block = Gallery | Chart | Bars | Table | Command | Group

@@ -7,6 +7,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.artifact import Artifact
+from pipeline.config.yaml_values import KeyPath
 from pipeline.run import Modality, Run
 
 NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"
@@ -54,6 +55,11 @@ class Step(BaseModel):
     def judges(self) -> bool:
         """Whether the output is verdicts; otherwise every row passes."""
         return not self.gives_score
+
+    @property
+    def inner(self) -> Sequence[tuple[KeyPath, "Step"]]:
+        """The steps that it runs as parts of itself, and where they stand in its settings."""
+        return ()
 
     def resolved(self) -> Self:
         """The same settings with every path absolute."""

@@ -1,8 +1,9 @@
 """What the steps that cluster a model's image embeddings have in common: the settings of the clustering."""
 
 from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.clustering import KMeansOptions, KMeansSettings
 from pipeline.run import Modality
@@ -14,11 +15,17 @@ class Clustered(Step, KMeansOptions):
 
     Attributes:
         model: whose image embeddings are clustered.
-        clusters: k of k-means.
+        clusters: k of k-means; `auto` is the square root of the number of rows that enter, 50,000 at most.
     """
 
     model: str | None = None
-    clusters: int | None = Field(default=None, ge=1)
+    clusters: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+
+    @model_validator(mode="after")
+    def _check_merge(self) -> Self:
+        if self.merge and self.merge.to and isinstance(self.clusters, int) and self.merge.to > self.clusters:
+            raise ValueError(f"merge.to must be at most clusters ({self.clusters}), got {self.merge.to}")
+        return self
 
     @property
     def kmeans(self) -> KMeansSettings:

@@ -1,19 +1,25 @@
 """Clusters of a model's image embeddings: fitted on the rows that enter a step, then every row assigned.
 
-Output columns: `cluster` int32 and `similarity` float64, the exact cosine to the cluster's centroid; null for rows
-without an embedding. Beside the parts lies `fit.npz`: `centroids_KD`, and of the final assignment `similarity_K`, the
-sum of its members' similarities, and `sizes_K`; of the fitting, `inertia` and `iterations`.
+Output columns: `cluster` int32 and `similarity` float64; null for rows without an embedding. Similarity is the exact
+cosine to the cluster's centroid, or with `metric: euclidean`, 1 less half the squared distance to it: either way
+1 - similarity is a distance, and the largest similarity is what a row was assigned by (`operators.kmeans`).
+
+Beside the parts lies `fit.npz`: `centroids_KD`, and of the final assignment of all rows `similarity_K`, the sum of its
+members' similarities, and `sizes_K`; of the fitting, `inertia`, `iterations`, `rows` that were fitted on, `recall` (NaN
+where the search was exact), `metric` and `two_level`; and what `pipeline.hierarchy` leaves there.
 """
 
 import functools
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
+import ray
 from numpy.typing import NDArray
 
 from operators.errors import InputError
@@ -21,10 +27,13 @@ from operators.uids import split_uids
 from pipeline.artifact import Artifact
 from pipeline.clustering import KMeansFit, KMeansSettings
 from pipeline.columns import embeddings, present, scatter, uid_rows
+from pipeline.hierarchy import Assign, Merged, merged, parents, refine
+from pipeline.iterations import UNFINISHED, Iterations
+from pipeline.resampling import Load
 from pipeline.run import Plan, Read, Run
 from pipeline.storage import Store
 
-CLUSTERS_VERSION = 1
+CLUSTERS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,17 @@ class Fit:
     """A fitted clustering, as `fit.npz` holds it.
 
     Attributes:
-        centroids_KD: float64 unit rows.
+        centroids_KD: float64; unit rows, or with `metric: euclidean` means.
         similarity_K: float64, the summed similarity of the members to their centroid.
         sizes_K: int64, the members.
-        inertia: under the first centroids, and after each update.
+        inertia: of the rows that were fitted on, under the first centroids and after each update.
         iterations: updates that were made.
+        merged: where clusters that are concepts come from.
+        parents: for each level but the top one, from the lowest up, the parent of each cluster.
+        rows: that were fitted on.
+        recall: the share of rows that found their nearest centroid; NaN where the search was exact, so all did.
+        metric: what rows were assigned by.
+        two_level: whether they looked among groups of centroids only.
     """
 
     centroids_KD: NDArray[np.float64]
@@ -44,6 +59,21 @@ class Fit:
     sizes_K: NDArray[np.int64]
     inertia: tuple[float, ...]
     iterations: int
+    merged: Merged | None = None
+    parents: tuple[NDArray[np.int32], ...] = ()
+    rows: int = 0
+    recall: float = math.nan
+    metric: Literal["spherical", "euclidean"] = "spherical"
+    two_level: bool = False
+
+    @property
+    def unit_KD(self) -> NDArray[np.float64]:
+        """The directions of the centroids, which cosines between them are taken of."""
+        if self.metric == "spherical":
+            return self.centroids_KD
+        from operators.kmeans import unit_rows  # imports torch
+
+        return unit_rows(self.centroids_KD)
 
 
 def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artifact:
@@ -58,58 +88,102 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
     Raises:
         InputError: more clusters than rows.
     """
+    settings = settings.decided(run.num_entering)
     identity = {"kind": "clusters", "version": CLUSTERS_VERSION, "seed": run.seed, **settings.model_dump(mode="json")}
     reads = [Read(run.samples, {"uid": "uid"}), Read(run.embeddings[model, "image"], {"embedding": "embedding"})]
     plan = run.plan(f"{title}.clusters", identity, reads, reduces=True)
     if published := plan.published:
-        return published
-    if settings.clusters > run.num_entering:
+        return run.add_clusters(title, published)
+    if settings.k > run.num_entering:
         raise InputError(
-            f"{title}.clusters must be at most the {run.num_entering} rows that enter the step, got {settings.clusters}"
+            f"{title}.clusters must be at most the {run.num_entering} rows that enter the step, got {settings.k}"
         )
     path = f"{plan.folder}/fit.npz"
     if not run.store.exists(path):  # a run that was stopped while it assigned rows has left it
-        run.store.publish(path, _npz(_fit(plan, title, settings)))
+        fit_rows = partial(_fit, plan, title, settings)
+        fitted = fit_rows(load, seed=run.seed)
+        refined = refine(plan, load, fitted.centroids_KD, settings, fit_rows)
+        run.store.publish(path, _npz(fitted, settings, refined))
+    run.store.remove(f"{plan.folder}/{UNFINISHED}")
     fit = read_fit(run.store, path)
-    info = {"fit": path, "inertia": list(fit.inertia), "iterations": fit.iterations}
-    return plan.map_attributes(partial(assign_rows, run.store, path, run.threads), info=info)
+    info = {
+        "fit": path,
+        "clusters": len(fit.sizes_K),
+        "inertia": list(fit.inertia),
+        "iterations": fit.iterations,
+        "rows_fitted": fit.rows,
+        "recall": fit.recall if fit.two_level else None,
+    }
+    return run.add_clusters(title, plan.map_attributes(partial(assign_rows, run.store, path, run.threads), info=info))
 
 
-def _fit(plan: Plan, title: str, settings: KMeansSettings) -> KMeansFit:
+def _fit(
+    plan: Plan, title: str, settings: KMeansSettings, load: Load, *, seed: int, number: int | None = None
+) -> KMeansFit:
     from pipeline.kmeans import fit  # here, since it imports torch: a config is read and checked without
 
-    run = plan.run
-    # Every actor needs its threads at the same time.
-    groups = plan.groups(max(1, run.workers // run.threads))
-    with run.progress.step(f"{title}.fit", settings.iterations, unit="iterations") as progress:
+    run, name = plan.run, f"{title}.fit" if number is None else f"{title}.fit.{number + 1}"
+    actors, device = _placement(run)
+    with run.progress.step(name, settings.iterations, unit="iterations") as progress:
         return fit(
-            plan.loaders(groups, load),
+            plan.blocks(plan.groups(actors), load),
             settings,
-            seed=run.seed,
+            seed=seed,
             threads=run.threads,
+            device=device,
             progress=lambda updates, _: progress.advance(updates - progress.rows),
+            saved=Iterations(run.store, f"{plan.folder}/{UNFINISHED}/{0 if number is None else number + 1}"),
         )
+
+
+def _placement(run: Run) -> tuple[int, str]:
+    """How many actors, and where they screen: one for each GPU, or without any, as many as can use their threads."""
+    actors = max(1, run.workers // run.threads)  # every actor needs its threads at the same time
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
+    return (min(actors, gpus), "cuda") if gpus else (actors, "cpu")
 
 
 def load(table: pa.Table) -> tuple[NDArray[np.float16], NDArray[np.uint64], NDArray[np.uint64]]:
     """The rows that have an embedding: (x_ND float16, high_N, low_N of their uids)."""
-    table = table.filter(table["embedding"].is_valid())
+    if table["embedding"].null_count:
+        table = table.filter(table["embedding"].is_valid())
     return embeddings(table["embedding"]), *split_uids(uid_rows(table["uid"]))
 
 
 def assign_rows(store: Store, path: str, threads: int, table: pa.Table) -> pa.Table:
     """The cluster and similarity of every row of a table."""
-    from operators.certified import assign  # imports torch
-
     present_N = present(table["embedding"])
     x_ND = embeddings(table["embedding"])
-    cluster_N, similarity_N = assign(x_ND, read_fit(store, path).centroids_KD, threads=threads)
+    cluster_N, similarity_N = _assigner(store, path, threads)(x_ND)
     return pa.table(
         {
             "cluster": scatter(pa.array(cluster_N, pa.int32()), present_N),
             "similarity": scatter(pa.array(similarity_N, pa.float64()), present_N),
         }
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _assigner(store: Store, path: str, threads: int) -> Assign:
+    """What gives rows their clusters and similarities; each worker prepares the centroids once."""
+    from operators.certified import similarities  # imports torch
+    from operators.kmeans import exact_search, offsets
+    from operators.screen import measure_rows, prepare_columns
+    from operators.two_level import group_search
+
+    fit = read_fit(store, path)
+    if fit.merged:
+        return fit.merged.assigner(fit.centroids_KD, threads)
+    search = group_search if fit.two_level else exact_search
+    find = search(fit.centroids_KD, fit.metric, threads=threads, device="cpu")
+    columns = prepare_columns(fit.centroids_KD, offsets(fit.centroids_KD, fit.metric))
+
+    def assign(x_ND: NDArray[np.float16]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        rows = measure_rows(x_ND, threads=threads)
+        cluster_N = find(rows)
+        return cluster_N, similarities(rows, columns, cluster_N, threads=threads).clip(-1.0, 1.0)
+
+    return assign
 
 
 @functools.lru_cache(maxsize=2)
@@ -122,6 +196,12 @@ def read_fit(store: Store, path: str) -> Fit:
             arrays["sizes_K"],
             tuple(arrays["inertia"].tolist()),
             int(arrays["iterations"]),
+            merged(arrays),
+            parents(arrays),
+            int(arrays["rows"]),
+            float(arrays["recall"]),
+            cast("Any", str(arrays["metric"])),
+            bool(arrays["two_level"]),
         )
 
 
@@ -130,14 +210,18 @@ def fit_of(store: Store, info: Mapping[str, Any]) -> Fit:
     return read_fit(store, info["fit"])
 
 
-def _npz(result: KMeansFit) -> bytes:
+def _npz(result: KMeansFit, settings: KMeansSettings, refined: Mapping[str, NDArray[Any]]) -> bytes:
+    arrays: dict[str, Any] = {
+        "centroids_KD": result.centroids_KD,
+        "similarity_K": result.similarity_K,
+        "sizes_K": result.counts_K,
+        "inertia": np.array(result.inertia),
+        "iterations": np.array(result.iterations),
+        "rows": np.array(result.rows),
+        "recall": np.array(math.nan if result.recall is None else result.recall),
+        "metric": np.array(settings.metric),
+        "two_level": np.array(settings.two_level),
+    }
     sink = io.BytesIO()
-    np.savez(
-        sink,
-        centroids_KD=result.centroids_KD,
-        similarity_K=result.similarity_K,
-        sizes_K=result.counts_K,
-        inertia=np.array(result.inertia),
-        iterations=np.array(result.iterations),
-    )
+    np.savez(sink, **{**arrays, **refined})
     return sink.getvalue()

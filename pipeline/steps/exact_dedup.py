@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from operators.uids import join_uids
 from pipeline.artifact import Artifact
+from pipeline.findings import Findings, positions_of
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step, reasons
-from pipeline.uniqueness import Repeats, find_repeats, positions_of
+from pipeline.uniqueness import find_repeats
 
 
 class ExactDedup(Step):
@@ -31,7 +32,7 @@ class ExactDedup(Step):
         return plan.map_verdicts(partial(judge, repeats))
 
 
-def judge(repeats: Repeats, table: pa.Table) -> Verdicts:
+def judge(repeats: Findings, table: pa.Table) -> Verdicts:
     """Drops the rows that repeat an image."""
     kept_N = np.ones(table.num_rows, dtype=bool)
     duplicate_of = np.full(table.num_rows, None, dtype=object)

@@ -1,13 +1,20 @@
-"""`filter`: keeps exactly n samples by a value, or all on one side of a threshold.
+"""`filter`: keeps exactly n samples by a value, or each sample that is on the right side of a threshold.
 
-Reads a score step, a column of `samples`, or a field of the metadata. Verdict reasons: `below_cutoff` (not among the n
-best), `out_of_range` (`min`, `max`), `no_value`. Details: `value`, and `threshold`, that of the last row kept.
-Of equal values the lowest uid is kept, so exactly n stay (DataComp's own code keeps n + 1 and ties).
+Reads a score step, a column of `samples`, or a field of the metadata; or draws a value for each sample. Verdict
+reasons: `below_cutoff` (not among the n best), `missed_threshold` (`estimate_on`, `threshold`), `out_of_range` (`min`,
+`max`), `no_value`. Details: `value`, `group` with `per`, and `threshold`: the one applied, or the value of the last row
+that is kept.
+
+Among the n best, of equal values the lowest uid is kept, so exactly n stay (DataComp's own code keeps n + 1 and ties).
+A threshold is applied to each sample alone, so ties stay. Beside the verdicts lies `threshold.json` where the threshold
+was estimated (`pipeline.steps.thresholds`), and with `per` `groups.parquet` (`pipeline.steps.groups`).
 """
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,73 +22,189 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from operators.errors import InputError
-from operators.selection import Cutoffs, Keys, cutoff_value, is_kept, order_key
-from operators.uids import split_uids
+from operators.selection import Cutoffs, cutoff_value, is_kept, num_kept
+from operators.thresholds import reaches
 from pipeline.artifact import Artifact
-from pipeline.columns import uid_rows
 from pipeline.failures import winnow_error
-from pipeline.run import Plan, Run, Verdicts
-from pipeline.selection import exact_cutoffs, rows_to_keep
+from pipeline.paths import resolve
+from pipeline.run import Plan, Read, Run, Verdicts
+from pipeline.selection import plan_cutoffs, rows_to_keep
 from pipeline.steps.base import Step
-from pipeline.steps.values import SAMPLE_COLUMNS, numbers, read_values
+from pipeline.steps.groups import best_of_each, group_ids, group_names, read_cutoffs
+from pipeline.steps.thresholds import Best, Threshold, ThresholdFile, estimate
+from pipeline.steps.values import SAMPLE_COLUMNS, Ranking, Values, draws, numbers, read_values
+from pipeline.storage import Store
 
 
 class Filter(Step):
-    """Settings of the step: one source of values, and either a number to keep or a range.
+    """Settings of the step: one source of values, and a number to keep, a range, or a stored threshold.
 
     Attributes:
         score: name of a score step.
         column: `width`, `height`, `bytes`, or a field of the metadata.
+        draw: draw the value of each sample, uniformly from [0, 1).
         keep_fraction: share of the entering rows to keep.
         keep: number of rows to keep.
         best: which end of the values is kept.
+        per: a field of the metadata: the same share, or number, of the rows of each of its values, or all where they
+            are fewer.
+        estimate_on: estimate the threshold of `keep_fraction` on so many drawn rows, then apply it to each row alone.
+        confidence: of the interval that is stated for the share then kept.
         min, max: the range kept, both ends included.
+        threshold: one that was estimated before, perhaps on another pool.
     """
 
     step: Literal["filter"]
     score: str | None = None
     column: str | None = None
+    draw: bool = False
     keep_fraction: float | None = Field(default=None, gt=0, le=1)
     keep: int | None = Field(default=None, ge=0)
-    best: Literal["highest", "lowest"] = "highest"
+    best: Best = "highest"
+    per: str | None = Field(default=None, min_length=1)
+    estimate_on: int | None = Field(default=None, ge=1)
+    confidence: float = Field(default=0.99, gt=0, lt=1)
     min: float | None = None
     max: float | None = None
+    threshold: ThresholdFile | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> "Filter":
-        if (self.score is None) == (self.column is None):
-            raise ValueError("needs exactly one of score and column")
-        ranked = [value for value in (self.keep_fraction, self.keep) if value is not None]
+    def _check(self) -> Self:
+        if (self.score is not None) + (self.column is not None) + self.draw != 1:
+            raise ValueError("needs exactly one of score, column and draw")
+        ways = [self.keep_fraction, self.keep, self.threshold]
         ranged = self.min is not None or self.max is not None
-        if len(ranked) + ranged != 1:
-            raise ValueError("needs exactly one of keep_fraction, keep and a range (min, max or both)")
+        if sum(way is not None for way in ways) + ranged != 1:
+            raise ValueError("needs exactly one of keep_fraction, keep, a range (min, max or both) and threshold")
+        if self.per is not None and (not self._ranked or self.estimate_on is not None):
+            raise ValueError("needs keep_fraction or keep, and no estimate_on, with per")
+        if self.estimate_on is not None and self.keep_fraction is None:
+            raise ValueError("needs keep_fraction with estimate_on")
+        if self.draw and (self.estimate_on is not None or self.threshold is not None):
+            raise ValueError(
+                "needs score or column with estimate_on and threshold: a drawn value has a known threshold"
+            )
         return self
+
+    @property
+    def _ranked(self) -> bool:
+        return self.keep_fraction is not None or self.keep is not None
 
     def scores(self) -> Sequence[str]:
         """The score step, if it names one."""
         return () if self.score is None else (self.score,)
 
+    def resolved(self) -> Self:
+        """The same with the path of the stored threshold absolute."""
+        return self.model_copy(update={"threshold": self.threshold and resolve(self.threshold, ("file",))})
+
+    def check(self) -> None:
+        """Reads the stored threshold once, before any work. Raises InputError where it cannot serve."""
+        if self.threshold:
+            self._stored(self.threshold)
+
+    def identity(self, run: Run) -> dict[str, Any]:
+        """Covers the value of a stored threshold and not where it lies, and the seed where something is drawn."""
+        drawn = {"seed": run.seed} if self.draw or self.estimate_on is not None else {}
+        threshold = {"threshold": self._stored(self.threshold).value} if self.threshold else {}
+        return super().identity(run) | threshold | drawn
+
     def run(self, run: Run) -> Artifact:
         """Finds or makes the verdicts."""
-        reads = read_values(run, self.score, self.column)
-        ranked = self.keep_fraction is not None or self.keep is not None
-        plan = run.plan(self.title, self.identity(run), reads, reduces=ranked)
-        published = plan.published
-        if not ranked:
-            return self._with_values(published or plan.map_verdicts(partial(judge_range, self)))
-        if published:
-            return self._with_values(published)
-        cutoffs = self._cutoffs(run, plan)
-        threshold = float(cutoff_value(cutoffs, self.best == "highest")[0])
-        info = {"threshold": _json_number(threshold)}
-        return self._with_values(plan.map_verdicts(partial(judge_rank, self, cutoffs), info=info))
+        if self.threshold:
+            self._check_model(run, self.threshold)
+        plan = run.plan(self.title, self.identity(run), self._reads(run), reduces=self._ranked)
+        return self._with_values(
+            plan.published or self._judge(plan, Ranking(self._values(run), self.best == "highest"))
+        )
 
-    def _cutoffs(self, run: Run, plan: Plan) -> Cutoffs:
+    def _judge(self, plan: Plan, ranking: Ranking) -> Artifact:
+        if self.threshold:
+            value = self._stored(self.threshold).value
+            return plan.map_verdicts(partial(judge_threshold, ranking, value), info={"threshold": value})
+        if not self._ranked:
+            return plan.map_verdicts(partial(judge_range, self.min, self.max, ranking.values))
+        if self.per is not None:
+            return self._judge_groups(plan, ranking, self.per)
+        if self.estimate_on is not None:
+            return self._judge_by_estimate(plan, ranking, self.estimate_on)
+        run = plan.run
         keep = rows_to_keep(self.title, run.num_entering, self.keep_fraction, self.keep)
-        groups = plan.groups(run.workers)
-        loaders = plan.loaders(groups, partial(_keys, self))
+        with self._explained(keep):
+            cutoffs = plan_cutoffs(plan, ranking.keys, np.array([keep], dtype=np.int64))
+        info = {"threshold": _json_number(float(cutoff_value(cutoffs, ranking.highest)[0]))}
+        return plan.map_verdicts(partial(judge_rank, ranking, cutoffs), info=info)
+
+    def _judge_groups(self, plan: Plan, ranking: Ranking, field: str) -> Artifact:
+        path = best_of_each(plan, field, ranking, self._quotas)
+        return plan.map_verdicts(partial(judge_groups, plan.run.store, path, field, ranking), info={"groups": path})
+
+    def _judge_by_estimate(self, plan: Plan, ranking: Ranking, estimate_on: int) -> Artifact:
+        assert self.keep_fraction is not None
+        run = plan.run
+        size = min(estimate_on, run.num_entering)
+        rank = num_kept(self.keep_fraction, size)
+        if rank == 0:
+            rule = f"{self.title}.keep_fraction must be at least one of the {size} rows to estimate on"
+            raise InputError(f"{rule}, got {self.keep_fraction}")
+        with self._explained(rank):
+            found = estimate(plan, ranking, size, rank)
+        if not math.isfinite(found.value):
+            raise InputError(f"the threshold of {self.title} must be a finite number, got {found.value}")
+        threshold = found.stored(
+            score=self.score or str(self.column),
+            scored_by=self._scored_by(run),
+            best=self.best,
+            keep_fraction=self.keep_fraction,
+            confidence=self.confidence,
+            seed=run.seed,
+        )
+        path = f"{plan.folder}/threshold.json"
+        record = threshold.model_dump(mode="json")
+        run.store.publish_json(path, record)
+        info = {"threshold": threshold.value, "threshold_file": path, "estimate": record}
+        return plan.map_verdicts(partial(judge_threshold, ranking, threshold.value), info=info)
+
+    def _quotas(self, rows_G: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many rows of each group to keep, by its size."""
+        if self.keep is not None:
+            return np.minimum(rows_G, self.keep)
+        sizes, position_G = np.unique(rows_G, return_inverse=True)
+        return np.array([num_kept(self.keep_fraction or 0.0, size) for size in sizes.tolist()], np.int64)[position_G]
+
+    def _values(self, run: Run) -> Values:
+        return partial(draws, run.seed, self.title) if self.draw else partial(numbers, self.column)
+
+    def _reads(self, run: Run) -> list[Read]:
+        reads = [Read(run.samples, {"uid": "uid"})] if self.draw else read_values(run, self.score, self.column)
+        return [*reads, Read(run.samples, {"metadata": "group"})] if self.per is not None else reads
+
+    def _stored(self, threshold: ThresholdFile) -> Threshold:
+        """The stored threshold. Raises InputError where it is one of other values."""
+        found = threshold.read()
+        if found.best != self.best:
+            raise InputError(f"{self.title}.best must be {found.best}, as in {threshold.file}, got {self.best}")
+        return found
+
+    def _check_model(self, run: Run, threshold: ThresholdFile) -> None:
+        made_by, judged_by = self._stored(threshold).scored_by, self._scored_by(run)
+        if made_by != judged_by and not threshold.any_model:
+            raise InputError(
+                f"{threshold.file} must be a threshold of the values that {self.title} reads (or any_model: true), "
+                f"got one of {made_by}, where the values are of {judged_by}"
+            )
+
+    def _scored_by(self, run: Run) -> str:
+        """What computes the values: equal where values of two runs can be compared."""
+        if self.score is None:
+            return f"column {self.column}"
+        return str(run.artifacts[self.score].info["scored_by"])
+
+    @contextlib.contextmanager
+    def _explained(self, keep: int) -> Iterator[None]:
+        """Explains a quota above the number of values: what `exact_cutoffs` raises knows neither step nor column."""
         try:
-            return exact_cutoffs(loaders, np.array([keep], dtype=np.int64), len(groups))
+            yield
         except InputError as error:
             if winnow_error(error) is not error:  # a worker's own
                 raise
@@ -102,43 +225,54 @@ class Filter(Step):
         return f"a number in the metadata field {self.column!r}"
 
 
-def judge_range(settings: Filter, table: pa.Table) -> Verdicts:
-    """Keeps the rows whose value lies in the range."""
-    values_N = numbers(settings.column, table)
-    low = -np.inf if settings.min is None else settings.min
-    high = np.inf if settings.max is None else settings.max
-    kept_N = (values_N >= low) & (values_N <= high)
-    return _verdicts(values_N, kept_N, "out_of_range", {"min": settings.min, "max": settings.max})
+def judge_range(low: float | None, high: float | None, values: Values, table: pa.Table) -> Verdicts:
+    """Keeps the rows whose value lies in the range; an end that is None is open."""
+    values_N = values(table)
+    kept_N = (values_N >= (-np.inf if low is None else low)) & (values_N <= (np.inf if high is None else high))
+    return _verdicts(values_N, kept_N, "out_of_range", {"min": low, "max": high})
 
 
-def judge_rank(settings: Filter, cutoffs: Cutoffs, table: pa.Table) -> Verdicts:
+def judge_threshold(ranking: Ranking, threshold: float, table: pa.Table) -> Verdicts:
+    """Keeps the rows whose value is at least as good as the threshold."""
+    values_N = ranking.values(table)
+    kept_N = reaches(values_N, threshold, ranking.highest)
+    return _verdicts(values_N, kept_N, "missed_threshold", {"threshold": threshold})
+
+
+def judge_rank(ranking: Ranking, cutoffs: Cutoffs, table: pa.Table) -> Verdicts:
     """Keeps the rows that are among the n best of the whole pool."""
-    values_N = numbers(settings.column, table)
-    has_N = ~np.isnan(values_N)
+    values_N = ranking.values(table)
     kept_N = np.zeros(len(values_N), dtype=bool)
-    kept_N[has_N] = is_kept(cutoffs, *_keys(settings, table))
-    threshold = float(cutoff_value(cutoffs, settings.best == "highest")[0])
+    kept_N[~np.isnan(values_N)] = is_kept(cutoffs, *ranking.keys(table))
+    threshold = float(cutoff_value(cutoffs, ranking.highest)[0])
     return _verdicts(values_N, kept_N, "below_cutoff", {"threshold": _json_number(threshold)})
 
 
+def judge_groups(store: Store, path: str, field: str, ranking: Ranking, table: pa.Table) -> Verdicts:
+    """Keeps the rows that are among the best of their group."""
+    groups_G, cutoffs = read_cutoffs(store, path)
+    groups_N = group_names(field, table)
+    ids_N = group_ids(groups_N, groups_G)
+    values_N = ranking.values(table)
+    has_N = ~np.isnan(values_N)
+    kept_N = np.zeros(len(values_N), dtype=bool)
+    kept_N[has_N] = is_kept(cutoffs, *ranking.keys(table)._replace(group_N=ids_N[has_N]))
+    threshold_N = cutoff_value(cutoffs, ranking.highest)[ids_N]
+    facts = {"threshold": pa.array(threshold_N, mask=np.isnan(threshold_N)), "group": groups_N}
+    return _verdicts(values_N, kept_N, "below_cutoff", facts)
+
+
 def _verdicts(
-    values_N: NDArray[np.float64], kept_N: NDArray[np.bool_], reason: str, constants: dict[str, float | None]
+    values_N: NDArray[np.float64], kept_N: NDArray[np.bool_], reason: str, facts: Mapping[str, float | pa.Array | None]
 ) -> Verdicts:
+    """Verdicts with the value and further facts as details; a fact is a column, or one number for all rows."""
     missing_N = np.isnan(values_N)
     why = np.where(missing_N, "no_value", reason).astype(object)
     columns = {"value": pa.array(values_N, mask=missing_N)}
-    columns |= {name: pa.array([value] * len(kept_N), pa.float64()) for name, value in constants.items()}
+    for name, fact in facts.items():
+        columns[name] = fact if isinstance(fact, pa.Array) else pa.array([fact] * len(kept_N), pa.float64())
     details = pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
     return Verdicts(kept_N, pa.array(why, pa.string(), mask=kept_N), details)
-
-
-def _keys(settings: Filter, table: pa.Table) -> Keys:
-    """The keys of the rows that have a value."""
-    values_N = numbers(settings.column, table)
-    has_N = ~np.isnan(values_N)
-    high_N, low_N = split_uids(uid_rows(table["uid"])[has_N])
-    key_N = order_key(values_N[has_N], settings.best == "highest")
-    return Keys(np.zeros(len(key_N), np.int32), key_N, high_N, low_N)
 
 
 def _json_number(value: float) -> float | None:

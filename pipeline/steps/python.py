@@ -10,6 +10,7 @@ Columns: those of `samples` (metadata comes as JSON text) and the names of earli
 import hashlib
 import importlib
 import inspect
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from operators.errors import ConfigError, InputError
 from pipeline.artifact import Artifact
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step, reasons
+from pipeline.storage import digest
 from pipeline.stream.work import SAMPLES_SCHEMA
 
 
@@ -71,7 +73,8 @@ class Python(Step):
         if published := plan.published:
             return published
         if self.gives_score:
-            return plan.map_attributes(partial(score, self))
+            scored_by = json.dumps([self.function, digest(_source(self.function))])
+            return plan.map_attributes(partial(score, self), info={"scored_by": scored_by})
         return plan.map_verdicts(partial(judge, self))
 
 

@@ -1,7 +1,8 @@
 """`rules`: the basic filters on sizes, shape, words, characters and language.
 
 Reads `width`, `height` and `caption` of `samples`. Verdict reasons: the name of the rule that failed first. Details:
-`side`, `aspect`, `words`, `chars`, and `language` with `language_score` where a rule asked for it.
+`side`, `aspect`, `words`, `chars`, and `language` with `language_score` where a rule asked for it. A sample whose size
+is not known (of a pool of embeddings) counts as 0 x 0: it passes no `min_side` and no `max_aspect`.
 """
 
 from functools import partial
@@ -30,11 +31,11 @@ class Rules(Step, RuleSettings):
 
 def judge(settings: Rules, table: pa.Table) -> Verdicts:
     """Keeps the rows that pass every rule."""
-    width_N, height_N = (table[name].to_numpy().astype(np.int64) for name in ("width", "height"))
+    width_N, height_N = (table[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
     result = apply_rules(settings, width_N, height_N, table["caption"].to_pylist())
     columns = {
         "side": pa.array(result.smaller_sides_N),
-        "aspect": pa.array(result.aspects_N),
+        "aspect": pa.array(result.aspects_N, mask=np.isinf(result.aspects_N)),
         "words": pa.array(result.words_N),
         "chars": pa.array(result.chars_N),
         "language": pa.array(result.languages_N, pa.string()),

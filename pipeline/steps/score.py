@@ -13,6 +13,7 @@ import pyarrow as pa
 from operators.embeddings import cosine_pairs
 from pipeline.artifact import Artifact
 from pipeline.columns import embeddings, present, scatter
+from pipeline.models import model_identity
 from pipeline.run import Modality, Read, Run
 from pipeline.steps.base import Step
 
@@ -41,7 +42,8 @@ class Score(Step):
         image, text = (run.embeddings[need] for need in self.embeddings())
         reads = [Read(image, {"embedding": "image"}), Read(text, {"embedding": "text"})]
         plan = run.plan(self.title, self.identity(run), reads)
-        return plan.published or plan.map_attributes(cosine)
+        info = {"scored_by": model_identity(run.models[self.model])}
+        return plan.published or plan.map_attributes(cosine, info=info)
 
 
 def cosine(table: pa.Table) -> pa.Table:

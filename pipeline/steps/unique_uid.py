@@ -13,9 +13,10 @@ import pyarrow as pa
 from operators.rejects import Reason
 from pipeline.artifact import Artifact
 from pipeline.columns import present
+from pipeline.findings import Findings, positions_of
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step
-from pipeline.uniqueness import Repeats, find_repeats, positions_of
+from pipeline.uniqueness import find_repeats
 
 _DETAIL = pa.struct([("first_shard", pa.string()), ("first_row", pa.int64())])
 
@@ -36,7 +37,7 @@ class UniqueUid(Step):
         return plan.map_verdicts(partial(judge, repeats), info={"uid_supplied": supplied})
 
 
-def judge(repeats: Repeats | None, table: pa.Table) -> Verdicts:
+def judge(repeats: Findings | None, table: pa.Table) -> Verdicts:
     """Gives every sample the reason it was rejected with, or `duplicate_uid`, or lets it pass."""
     reason = table["reason"].to_numpy(zero_copy_only=False).astype(object)
     first_shard = np.full(len(reason), None, dtype=object)

@@ -6,7 +6,7 @@ batches, and so its embeddings, are the same whoever computes them.
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,14 +42,14 @@ def read_chunks(job: Pass, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         InputError: the shard no longer holds every row that is wanted.
     """
     work: ShardWork = unpack(row["work"])
-    wanted = None if work.samples_path is None else _rows_to_embed(job, work)
+    wanted = None if work.samples_path is None else rows_to_embed(job, work)
     waiting: list[RawSample] = []
     span = _CHUNK_SPAN * job.pool.chunk_samples
     size = start = number = found = 0
     for item in read_shard(job.pool, work.shard, rows=wanted):
         if isinstance(item, ShardEnd):
             if wanted is not None and found != len(wanted):
-                raise _rows_lost(work, len(wanted), found)
+                raise rows_lost(work, len(wanted), found)
             # A reader stops after the last row that is wanted; the part has a row for every sample all the same.
             until = item.rows if work.rows is None else work.rows
         else:
@@ -69,7 +69,8 @@ def read_chunks(job: Pass, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
             found += 1
 
 
-def _rows_lost(work: ShardWork, wanted: int, got: int) -> InputError:
+def rows_lost(work: ShardWork, wanted: int, got: int) -> InputError:
+    """The error of a shard that no longer holds what its samples say."""
     return InputError(
         f"shard {work.shard.name} must still hold the {wanted} rows that were read from it, got {got}: "
         "run again once it is back"
@@ -88,10 +89,10 @@ def decode_chunk(job: Pass, row: dict[str, Any]) -> dict[str, Any]:
     needs = [need for need, _ in work.needs]
     inputs: dict[str, list[NDArray[Any]]] = {need.name: [] for need in needs}
     rows: dict[str, list[int]] = {need.name: [] for need in needs}
-    records = []
+    looked_at = []
     for sample in samples:
         header, pixels = _look_at(job, sample, needs)
-        records.append(_record(work.shard.name, sample, header))
+        looked_at.append((sample, header))
         if sample.reason is not None:
             continue
         for name, array in pixels.items():
@@ -101,9 +102,8 @@ def decode_chunk(job: Pass, row: dict[str, Any]) -> dict[str, Any]:
             if need.modality == "text" and sample.caption is not None:
                 inputs[need.name].append(_preprocessor(job, need.model).text([sample.caption])[0])
                 rows[need.name].append(sample.row)
-    table = pa.Table.from_pylist(records, schema=SAMPLES_SCHEMA) if work.samples_path is None else None
+    table, counts = samples_table(job, work, looked_at)
     arrays = {name: np.stack(values) for name, values in inputs.items() if values}
-    counts = _counts(samples)
     row["payload"] = pack((start, stop, table, arrays, rows, counts, end))
     return row
 
@@ -124,6 +124,36 @@ def _look_at(job: Pass, sample: RawSample, needs: list[Need]) -> tuple[Header | 
         preprocessor = _preprocessor(job, need.model)
         pixels[need.name] = preprocessor.image(decoded[preprocessor.draft].image)
     return next(iter(decoded.values())).header, pixels
+
+
+def samples_table(
+    job: Pass, work: ShardWork, samples: Sequence[tuple[RawSample, Header | None]]
+) -> tuple[pa.Table | None, dict[str, int]]:
+    """The rows of `samples` for these, None where the pass does not make them, and their counts.
+
+    Args:
+        job: the pass.
+        work: the shard's.
+        samples: with their images' headers, as far as there are any.
+    """
+    counts = _counts([sample for sample, _ in samples])
+    if work.samples_path is not None:
+        return None, counts
+    has_images = job.pool.sources[work.shard.source].has_images
+    records = [
+        _record(work.shard.name, sample, header)
+        if has_images
+        else _record(work.shard.name, sample, None) | _original_size(sample.metadata)
+        for sample, header in samples
+    ]
+    return pa.Table.from_pylist(records, schema=SAMPLES_SCHEMA), counts
+
+
+def _original_size(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The size that DataComp's metadata gives of an image that is not there: both sides or none."""
+    sizes = {side: (metadata or {}).get(f"original_{side}") for side in ("width", "height")}
+    known = all(isinstance(size, int) and 0 < size < 2**31 for size in sizes.values())
+    return sizes if known else {}
 
 
 def _record(shard: str, sample: RawSample, header: Header | None) -> dict[str, Any]:
@@ -158,7 +188,8 @@ def _counts(samples: list[RawSample]) -> dict[str, int]:
     return counts
 
 
-def _rows_to_embed(job: Pass, work: ShardWork) -> set[int]:
+def rows_to_embed(job: Pass, work: ShardWork) -> set[int]:
+    """The rows of a shard whose samples are there that are to be embedded."""
     if work.entering is not None:
         kept_N = booleans(read_columns(job.store, work.entering, ["kept"])["kept"])
     else:

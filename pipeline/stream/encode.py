@@ -69,14 +69,19 @@ def piece_table(samples: pa.Table | None, rows: int, columns: dict[str, tuple[pa
     return pa.table(arrays, schema=pa.schema(fields))
 
 
+def store_piece(job: Pass, work: ShardWork, chunk: int, table: pa.Table) -> None:
+    """Writes a chunk's table where the finaliser will find it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    job.store.replace(job.piece(work, chunk), sink.getvalue().to_pybytes())
+
+
 def write_piece(job: Pass, row: dict[str, Any]) -> dict[str, Any]:
     """Writes a chunk's table where the finaliser will find it, and gives the driver a receipt without data."""
     work: ShardWork = unpack(row["work"])
     table, counts, end = unpack(row["payload"])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    job.store.replace(job.piece(work, row["chunk"]), sink.getvalue().to_pybytes())
+    store_piece(job, work, row["chunk"], table)
     return {
         "samples_id": work.samples_id,
         "chunk": row["chunk"],

@@ -13,9 +13,11 @@ import ray.data
 from pipeline.payload import pack, unpack
 from pipeline.progress import StepProgress
 from pipeline.readers.sample import ShardEnd
+from pipeline.spread import spread
 from pipeline.stream.chunks import decode_chunk, read_chunks
 from pipeline.stream.encode import EncodeChunks, without_encoding, write_piece
 from pipeline.stream.finalise import Made, ShardReceipts, finalise_shard
+from pipeline.stream.stored import make_stored
 from pipeline.stream.work import Pass, ShardWork
 
 _READ_CPUS = 0.25
@@ -71,6 +73,17 @@ def run_pass(job: Pass, works: Sequence[ShardWork], *, workers: int, progress: S
 
 
 def _run_pass(job: Pass, works: Sequence[ShardWork], workers: int, progress: StepProgress) -> list[Made]:
+    stored = [work for work in works if not job.pool.sources[work.shard.source].has_images]
+    images = [work for work in works if job.pool.sources[work.shard.source].has_images]
+    parts: list[Made] = []
+    for made in spread(partial(make_stored, job), stored, workers=workers):
+        progress.advance(sum(part.counts["in"] for _, _, part in made) // max(1, len(made)))
+        parts += made
+    return parts + (_stream(job, images, workers, progress) if images else [])
+
+
+def _stream(job: Pass, works: Sequence[ShardWork], workers: int, progress: StepProgress) -> list[Made]:
+    """Reads, decodes and encodes images."""
     shards = {work.samples_id: _Shard(work) for work in works}
     finaliser = ray.remote(finalise_shard).options(num_cpus=_WRITE_CPUS, max_retries=3)
     finalising: list[Any] = []

@@ -3,7 +3,7 @@
 Output columns of the `samples` artifact, one row for each sample, rejects included:
 
     uid           16 bytes             shard, key, row       where the sample comes from
-    offset, bytes where its image lies  ext, width, height    null where the image could not be read
+    offset, bytes where its image lies  ext, width, height    null where the image could not be read, or there is none
     caption       null where there is none                    image_hash  BLAKE2b-128 of the encoded image
     reason        a `Reason`, null where the sample is sound   metadata    the user's own fields as JSON, or null
 
@@ -45,11 +45,19 @@ SAMPLES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Need:
-    """One embedding artifact that a pass fills: a model's view of the images or of the captions."""
+    """One embedding artifact that a pass fills: a model's view of the images or of the captions.
+
+    Attributes:
+        model: its name in the config.
+        modality: what of a sample it looks at.
+        folder: of the artifact.
+        dim: columns of a stored embedding; None where an encoder tells.
+    """
 
     model: str
     modality: Modality
     folder: str
+    dim: int | None = None
 
     @property
     def name(self) -> str:

@@ -75,7 +75,7 @@ def note_request(tab: Tab, url: str, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def report(ray_here, tmp_path_factory) -> Path:
-    """Of a real run with rejects, duplicates, a filter and clusters."""
+    """Of a real run with rejects, duplicates, a filter, a sweep and clusters."""
     folder = tmp_path_factory.mktemp("browser")
     generate_pool(folder / "data", PoolSettings(samples=400, samples_per_shard=100))
     config = Curation.model_validate(
@@ -92,6 +92,8 @@ def report(ray_here, tmp_path_factory) -> Path:
                 {"step": "rules", "min_side": 40, "min_words": 2},
                 {"step": "exact_dedup"},
                 {"step": "filter", "name": "small_files", "column": "bytes", "keep_fraction": 0.9, "best": "lowest"},
+                {"step": "sweep", "model": "raw", "clusters": [4, 8]},
+                {"step": "semantic_dedup", "model": "raw", "clusters": 8, "epsilon": 0.01, "epsilons": [0.001, 0.05]},
                 {"step": "prune", "method": "dbp", "model": "raw", "clusters": 16, "keep_fraction": 0.5},
             ],
         }

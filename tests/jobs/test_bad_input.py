@@ -38,7 +38,7 @@ def test_no_config(capsys):
         ({"sead": 3}, "sead is not a known key, did you mean seed? Known here: "),
         ({"pool": None}, "pool must be a mapping, got null (c.yaml:1)"),
         ({"pool": {"sources": []}}, "pool.sources must have at least one source (c.yaml:2)"),
-        ({"pool": {"format": "tar", "path": "x"}}, "pool.format must be one of webdataset, parquet, images, idx, got"),
+        ({"pool": {"format": "tar", "path": "x"}}, "pool.format must be one of webdataset, parquet, images, idx, clip"),
         (
             {"pool": {"format": "webdataset", "path": "x", "pth": "x"}},
             "pool.pth is not a known key, did you mean ",

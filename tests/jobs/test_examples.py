@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 from jobs.main import main
 from pipeline.config.loader import load_config
 from pipeline.curation import Curation
-from tests.small_pools import jpeg, sound, tar_bytes
+from tests.small_pools import jpeg, sound, tar_bytes, write_tar
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -50,7 +50,7 @@ def set_all(**values: object) -> list[str]:
     return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_is_a_valid_config_that_says_how_to_run_it(path):
     assert load_config(str(path), Curation).steps
     words = path.read_text()
@@ -76,6 +76,25 @@ def test_images_in_parquet(ray_with_s3, tmp_path, capsys):
 
 
 @pytest.mark.ray
+def test_sweep(ray_with_s3, tmp_path, capsys):
+    table = pa.table({"jpg": [jpeg(row, side=40) for row in range(30)]})
+    pq.write_table(table, tmp_path / "0.parquet")
+    assigned = {
+        "pool.path": f"{tmp_path}/*.parquet",
+        "workspace": tmp_path / "work",
+        "steps.sweep.clusters": [2, 4, 8],
+    }
+    arguments = ["curate", str(EXAMPLES / "sweep.yaml"), *set_all(**assigned)]
+    assert main(arguments) == 0
+    assert "30 samples seen = 30 kept + 0 dropped + 0 rejected" in capsys.readouterr().out
+    (numbers,) = (tmp_path / "work" / "sweep").glob("*/sweep.json")
+    assert [point["k"] for point in json.loads(numbers.read_bytes())["clusters"]] == [2, 4, 8]
+    assert "What to choose" in (tmp_path / "work" / "report.html").read_text()
+    assert main(arguments) == 0
+    assert "nothing to do: every step reused" in capsys.readouterr().out
+
+
+@pytest.mark.ray
 def test_tars_on_s3(ray_with_s3, capsys):
     s3 = ray_with_s3
     s3.mkdir("data")
@@ -95,3 +114,60 @@ def test_tars_on_s3(ray_with_s3, capsys):
     assert main(arguments) == 0
     assert "nothing to do: every step reused" in capsys.readouterr().out
     assert json.loads(s3.cat_file("data/curation/summary.json"))["kept"] == 24
+
+
+TINY_CLIP = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+KEPT_BY_BASELINES = {
+    "basic": (40, 40),
+    "clip_score": (18, 18),
+    "dfn": (9, 9),
+    "image_based": (1, 59),  # random weights decide
+    "image_based_and_clip_score": (18, 18),  # the reference set is the pool
+    "laion2b": (0, 60),  # random weights decide
+    "random": (18, 18),
+    "stratified": (18, 18),
+}
+"""Of 60 samples, at least and at most."""
+
+
+@pytest.fixture(scope="module")
+def baseline_pool(tmp_path_factory):
+    """English captions of large images, but for every third image, which is small; two classes; a tiny model."""
+    folder = tmp_path_factory.mktemp("baselines")
+    samples = [{"jpg": jpeg(number, side=40 if number % 3 == 0 else 200)} for number in range(60)]
+    for number, sample in enumerate(samples):
+        sample["txt"] = b"a photograph of a dog in the garden, number %d" % number
+        sample["json"] = json.dumps({"label": number % 2}).encode()
+    write_tar(folder / "00000.tar", samples[:35])
+    write_tar(folder / "00001.tar", samples[35:])
+    for name, numbers in (("few", [3, 7]), ("all", range(60))):
+        (folder / name).mkdir()
+        for number in numbers:
+            (folder / name / f"{number}.jpg").write_bytes(samples[number]["jpg"])
+    (folder / "tiny.json").write_text(json.dumps(TINY_CLIP))
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("baselines/*.yaml")), ids=lambda path: path.stem)
+def test_baselines(ray_here, baseline_pool, tmp_path, path, capsys):
+    config = load_config(str(path), Curation)
+    workspace = baseline_pool / "work"  # the same for all: samples and embeddings are made once
+    assigned = {"pool.path": f"{baseline_pool}/*.tar", "workspace": workspace, "export.0.path": tmp_path / "kept.npy"}
+    for name in config.models:
+        assigned |= {f"models.{name}.name": baseline_pool / "tiny.json", f"models.{name}.weights": "random"}
+    if path.stem == "image_based":
+        place = "steps.image_based"
+        assigned |= {f"{place}.clusters": 5, f"{place}.reference.0.path": baseline_pool / "few"}
+    if path.stem == "image_based_and_clip_score":
+        place = "steps.intersection.of.image_based"
+        assigned |= {f"{place}.clusters": 5, f"{place}.reference.0.path": baseline_pool / "all"}
+    assert main(["curate", str(path), *set_all(**assigned)]) == 0
+    assert "60 samples seen" in capsys.readouterr().out
+    least, most = KEPT_BY_BASELINES[path.stem]
+    assert least <= len(np.load(tmp_path / "kept.npy")) <= most
+    assert (workspace / "report.html").exists()

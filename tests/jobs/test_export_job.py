@@ -64,6 +64,9 @@ def test_all_formats_agree(workspace, tmp_path, capsys):
     [
         (["--format", "uids", "--max-shard-bytes", "5"], "--max-shard-bytes must be used with --format webdataset"),
         (["--format", "webdataset", "--max-samples-per-shard", "0"], "--max-samples-per-shard must be greater than"),
+        (["--format", "semdedup", "--model", "raw"], "--step must be given with --format semdedup"),
+        (["--format", "keys", "--model", "raw"], "--model must be used with --format clip_retrieval or semdedup"),
+        (["--format", "clip_retrieval", "--model", "raw"], "one whose images the run has embedded (none), got 'raw'"),
         (["--format", "keys", "--to-storage", "anon"], "--to-storage must be KEY=VALUE, got 'anon'"),
         (["--format", "keys", "--storage", "anon"], "--storage must be KEY=VALUE, got 'anon'"),
     ],

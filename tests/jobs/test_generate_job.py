@@ -8,7 +8,8 @@ import yaml
 
 from jobs.generate import add_arguments, run
 from operators.errors import ConfigError, InputError
-from pipeline.pool import Pool, list_shards
+from pipeline.listing import list_shards
+from pipeline.pool import Pool
 
 
 def generate(*arguments):

@@ -9,32 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from operators import certified
-from operators.certified import (
-    as_tensor,
-    assign,
-    error_bound,
-    exact_dots,
-    measure_rows,
-    nearest,
-    ordered_sum,
-    prepare_columns,
-    round_to_grid,
-)
+from operators import certified, screen
+from operators.certified import assign, nearest
+from operators.exact import ordered_sum, round_to_grid
+from operators.screen import as_tensor, error_bound, exact_dots, measure_rows, prepare_columns
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 def score_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """Both kinds of screen, whatever this processor would choose."""
-    monkeypatch.setattr(certified, "_score_dtype", lambda device_type: request.param)
+    monkeypatch.setattr(screen, "score_dtype", lambda device_type: request.param)
     return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that a small case has many of them, in both directions."""
-    monkeypatch.setattr(certified, "_ROWS", 16)
-    monkeypatch.setattr(certified, "_COLUMNS", 24)
+    monkeypatch.setattr(screen, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(screen, "BLOCK_COLUMNS", 24)
 
 
 def unit(vectors_ND: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -50,9 +42,11 @@ def cone(num: int, dims: int, seed: int, spread: float = 1.0) -> NDArray[np.floa
     return unit(centre_D + spread * generator.standard_normal((num, dims)))
 
 
-def naive(x_ND: NDArray[np.float16], centroids_KD: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def naive(
+    x_ND: NDArray[np.float16], centroids_KD: NDArray[np.float64], offset_K: NDArray[np.float64] | float = 0.0
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """All products in float64, where they are exact; argmax takes the lowest id among equals."""
-    similarity_NK = x_ND.astype(np.float64) @ centroids_KD.T
+    similarity_NK = x_ND.astype(np.float64) @ centroids_KD.T + offset_K
     return similarity_NK.argmax(axis=1), similarity_NK.max(axis=1).clip(-1, 1)
 
 
@@ -78,6 +72,33 @@ def test_equals_all_products_in_float64(
     expected_N, expected_similarity_N = naive(x_ND, centroids_KD)
     np.testing.assert_array_equal(cluster_N, expected_N)
     np.testing.assert_array_equal(similarity_N, expected_similarity_N)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.05, 0.001])
+@pytest.mark.parametrize(
+    ("rows", "clusters", "dims"), [(300, 100, 64), (50, 1000, 32), (100, 7, 3), (1, 2, 1), (9, 25, 512)]
+)
+def test_offsets_equal_all_products_in_float64(
+    score_dtype: torch.dtype, small_tiles: None, rows: int, clusters: int, dims: int, spread: float
+) -> None:
+    x_ND = cone(rows, dims, seed=1, spread=spread).astype(np.float16)
+    x_ND[: rows // 10] = 0
+    generator = np.random.default_rng(3)
+    centroids_KD = round_to_grid(cone(clusters, dims, seed=2, spread=spread) * generator.uniform(0.5, 1, (clusters, 1)))
+    offset_K = round_to_grid(0.5 - (centroids_KD**2).sum(axis=1) / 2 + generator.normal(0, 1e-4, clusters), 52)
+    cluster_N, similarity_N = assign(x_ND, centroids_KD, offset_K, threads=2)
+    expected_N, expected_similarity_N = naive(x_ND, centroids_KD, offset_K)
+    np.testing.assert_array_equal(cluster_N, expected_N)
+    np.testing.assert_array_equal(similarity_N, expected_similarity_N)
+
+
+def test_the_last_bit_of_an_offset_decides(score_dtype: torch.dtype) -> None:
+    x_ND = cone(3, 8, seed=18).astype(np.float16)
+    centroids_KD = np.tile(round_to_grid(cone(1, 8, seed=19) / 2), (20, 1))
+    offset_K = np.full(20, 0.3)
+    offset_K[:] = round_to_grid(offset_K, 52)
+    offset_K[13] += 2.0**-52
+    assert assign(x_ND, centroids_KD, offset_K)[0].tolist() == [13] * 3
 
 
 def test_full_tiles_equal_all_products_in_float64() -> None:
@@ -144,18 +165,21 @@ def test_any_coarse_vectors_with_many_ties(seed: int, rows: int, clusters: int, 
 
 
 @pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("offset", [None, 0.01, 0.4])
 @pytest.mark.parametrize(("rows", "clusters", "dims"), [(1, 1, 1), (3, 8, 2), (40, 64, 17), (400, 512, 768)])
 def test_no_score_is_further_off_than_the_bound(
-    score_dtype: torch.dtype, rows: int, clusters: int, dims: int, centre: bool
+    score_dtype: torch.dtype, rows: int, clusters: int, dims: int, offset: float | None, centre: bool
 ) -> None:
     x_ND = cone(rows, dims, seed=10).astype(np.float16)
     centroids_KD = round_to_grid(cone(clusters, dims, seed=11))
-    operands, columns = measure_rows(x_ND), prepare_columns(centroids_KD, centre=centre)
+    offset_K = None if offset is None else round_to_grid(np.random.default_rng(12).uniform(0, offset, clusters), 52)
+    operands, columns = measure_rows(x_ND), prepare_columns(centroids_KD, offset_K, centre=centre)
     scratch = certified._Scratch(operands, columns)
     (block_CD,) = columns.blocks_CD
     score_NC = scratch.multiply(scratch.round(operands.x_ND), block_CD).view(score_dtype).double().numpy()
     mean_D = round_to_grid(centroids_KD.mean(axis=0)) if centre else 0.0
-    off_NK = np.abs(score_NC[:, :clusters] - x_ND.astype(np.float64) @ (centroids_KD - mean_D).T)
+    shifted_K = 0.0 if offset_K is None else offset_K - round_to_grid(offset_K.mean())
+    off_NK = np.abs(score_NC[:, :clusters] - x_ND.astype(np.float64) @ (centroids_KD - mean_D).T - shifted_K)
     rounding_NK = np.abs(score_NC[:, :clusters]) * (2.0**-8 if score_dtype == torch.bfloat16 else 0)
     assert (off_NK <= error_bound(operands, columns).numpy()[:, None] + rounding_NK).all()
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from operators.embeddings import cosine_pairs, to_unit_float16
+from operators.embeddings import cosine_pairs, to_stored, to_unit_float16
 
 
 def unit_rows(num_rows, dim, seed=0):
@@ -54,6 +54,32 @@ def test_rows_are_unit_and_do_not_depend_on_each_other(x):
     assert not lengths[~valid].any()
     for row, alone in zip(x, unit, strict=True):
         np.testing.assert_array_equal(to_unit_float16(row[None])[0][0], alone)
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(1, 40)), elements=st.floats(-1e6, 1e6, width=32)),
+)
+def test_what_was_stored_is_read_as_it_was(x):
+    unit, valid = to_unit_float16(x)
+    again, still_valid = to_stored(unit)
+    np.testing.assert_array_equal(again, unit)
+    np.testing.assert_array_equal(still_valid, valid)
+
+
+def test_rows_of_other_lengths_are_scaled():
+    x = np.array([[3, 4], [0.6, 0.8], [0, 0], [np.inf, 1], [np.nan, 0], [0.51, 0.86]], dtype=np.float16)
+    unit, valid = to_stored(x)
+    np.testing.assert_array_equal(valid, [True, True, False, False, False, True])
+    np.testing.assert_array_equal(unit[0], np.array([0.6, 0.8], dtype=np.float16))
+    np.testing.assert_array_equal(unit[1], x[1])
+    assert not unit[2:5].any()
+    for column in range(5):  # a row keeps its value whatever stands beside it
+        np.testing.assert_array_equal(to_stored(x[column : column + 1])[0][0], unit[column])
+
+
+def test_other_floats_are_scaled_once():
+    x = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)
+    np.testing.assert_array_equal(to_stored(x)[0], to_unit_float16(x)[0])
 
 
 def test_cosine_of_hand_computed_pairs():

@@ -2,22 +2,30 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from operators.certified import assign
+from operators.exact import round_to_grid
 from operators.kmeans import (
+    Metric,
     Part,
+    Search,
     Sums,
+    exact_search,
+    first_centroids,
     inertia,
     initial_keys,
     lowest_keys,
     merge_sums,
+    offsets,
     partial_sums,
     repair_empty,
     summed_similarity,
     unit_rows,
     update_centroids,
 )
+from operators.two_level import group_search
 
 
 def groups(num_rows: int, num_groups: int, dims: int, seed: int = 0) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
@@ -174,3 +182,93 @@ def test_separated_groups_are_found() -> None:
     assert history == sorted(history, reverse=True)
     cluster_N, _ = assign(x_ND, centroids_KD)
     assert all(len(set(group_N[cluster_N == cluster].tolist())) <= 1 for cluster in range(40))
+
+
+def lloyd(x_ND: NDArray[np.float16], centroids_KD: NDArray[np.float64], metric: Metric, iterations: int) -> list[float]:
+    """Textbook k-means in float64, by distances: the objective before each update. Changes the centroids in place."""
+    objective = []
+    for _ in range(iterations):
+        squared_NK = ((x_ND[:, None].astype(np.float64) - centroids_KD) ** 2).sum(axis=2)
+        cosine_NK = x_ND.astype(np.float64) @ centroids_KD.T
+        cluster_N = cosine_NK.argmax(axis=1) if metric == "spherical" else squared_NK.argmin(axis=1)
+        own = np.arange(len(x_ND)), cluster_N
+        objective.append(float((1 - cosine_NK[own] if metric == "spherical" else squared_NK[own] / 2).mean()))
+        for cluster in np.unique(cluster_N):
+            mean_D = x_ND[cluster_N == cluster].astype(np.float64).mean(axis=0)
+            centroids_KD[cluster] = mean_D / np.linalg.norm(mean_D) if metric == "spherical" else mean_D
+    return objective
+
+
+@pytest.mark.parametrize("metric", ["spherical", "euclidean"])
+def test_agrees_with_the_textbook(metric: Metric) -> None:
+    x_ND, _ = groups(800, 7, 20)
+    part, centroids_KD = Part(x_ND, metric, threads=2), first_centroids(x_ND[:25], metric)
+    theirs_KD = centroids_KD.copy()
+    expected, history = lloyd(x_ND, theirs_KD, metric, 8), []
+    for _ in range(8):
+        sums_KD, counts_K = part.step(centroids_KD)
+        history.append(inertia(summed_similarity(sums_KD, centroids_KD, counts_K, metric), counts_K))
+        centroids_KD = update_centroids(sums_KD, counts_K, centroids_KD, metric)
+    np.testing.assert_allclose(history, expected, atol=2e-4)  # the lengths of float16 rows are that far from 1
+    np.testing.assert_allclose(centroids_KD, theirs_KD, atol=1e-8)
+    assert history == sorted(history, reverse=True)
+
+
+def test_euclidean_by_hand() -> None:
+    centroids_KD = np.array([[0.5, 0.0], [0.0, 1.0]])
+    assert offsets(centroids_KD, "euclidean").tolist() == [0.375, 0.0]  # type: ignore[union-attr]
+    assert offsets(centroids_KD, "spherical") is None
+    x_ND = np.array([[1, 0], [0.625, 0.75], [0, 1]], dtype=np.float16)
+    cluster_N, similarity_N = assign(x_ND, centroids_KD, offsets(centroids_KD, "euclidean"))
+    assert cluster_N.tolist() == [0, 1, 1]
+    assert similarity_N.tolist() == [0.875, 0.75, 1.0]  # 1 - |x - c|^2 / 2 of unit rows
+    sums_KD, counts_K = partial_sums(x_ND, cluster_N, 2)
+    assert summed_similarity(sums_KD, centroids_KD, counts_K, "euclidean").tolist() == [0.875, 1.75]
+    updated_KD = update_centroids(sums_KD, counts_K, centroids_KD, "euclidean")
+    assert updated_KD.tolist() == [[1, 0], [0.3125, 0.875]]
+
+
+def test_euclidean_means_lie_on_the_grid_and_empty_clusters_stay() -> None:
+    sums_KD, previous_KD = np.array([[1.0, 0.5], [0.0, 0.0], [0.0, 0.0]]), np.full((3, 2), 0.25)
+    updated_KD = update_centroids(sums_KD, np.array([3, 0, 2]), previous_KD, "euclidean")
+    np.testing.assert_array_equal(updated_KD, [round_to_grid(np.array([1 / 3, 1 / 6])), [0.25, 0.25], [0, 0]])
+
+
+def test_euclidean_repair_keeps_the_length() -> None:
+    repaired_KD = repair_empty(np.array([[0.5, 0.25], [0.0, 0.0]]), np.array([4, 0]), "euclidean")
+    assert repaired_KD.tolist() == [
+        [0.5 * (1 - 2**-10), 0.25 * (1 + 2**-10)],
+        [0.5 * (1 + 2**-10), 0.25 * (1 - 2**-10)],
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_euclidean_search_equals_float64(threads: int) -> None:
+    x_ND, _ = groups(3000, 6, 32)
+    generator = np.random.default_rng(2)
+    near_KD = unit_rows(x_ND[:300]) * generator.uniform(0.3, 1.0, (300, 1))
+    centroids_KD = round_to_grid(np.concatenate([near_KD, near_KD[:50]]))  # the copies tie and never win
+    offset_K = offsets(centroids_KD, "euclidean")
+    expected_N = (x_ND.astype(np.float64) @ centroids_KD.T + offset_K).argmax(axis=1)
+    cluster_N, _ = assign(x_ND, centroids_KD, offset_K, threads=threads)
+    np.testing.assert_array_equal(cluster_N, expected_N)
+    sums_KD, counts_K = Part(x_ND, "euclidean", threads=threads).step(centroids_KD)
+    np.testing.assert_array_equal(counts_K, np.bincount(expected_N, minlength=350))
+    np.testing.assert_array_equal(sums_KD, partial_sums(x_ND, expected_N.astype(np.int32), 350)[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", ["spherical", "euclidean"])
+@pytest.mark.parametrize("search", [exact_search, group_search])
+def test_a_gpu_gives_the_same_bytes(metric: Metric, search: Search) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    x_ND, _ = groups(5000, 8, 64)
+    centroids_KD = first_centroids(x_ND[:700], metric)
+    here, there = (Part(x_ND, metric, device=device, search=search) for device in ("cpu", "cuda"))
+    for _ in range(4):
+        sums_KD, counts_K = here.step(centroids_KD)
+        theirs_KD, theirs_K = there.step(centroids_KD)
+        np.testing.assert_array_equal(theirs_KD, sums_KD)
+        np.testing.assert_array_equal(theirs_K, counts_K)
+        centroids_KD = update_centroids(sums_KD, counts_K, centroids_KD, metric)

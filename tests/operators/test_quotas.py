@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from operators.errors import ConfigError, UserError
-from operators.quotas import UNIT_BITS, balance_floor, project, solve_quotas
+from operators.quotas import UNIT_BITS, balance_floor, lower_bounds, project, solve_quotas, water_fill
 
 
 def quotas(probabilities, sizes, target, floor=1):
@@ -64,9 +64,13 @@ def test_floor():
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        (([0.5, 0.5], [3, 0], 4), r"between 0 and the 3 that are there \(in 1 non-empty clusters of 2\), got 4"),
+        (([0.5, 0.5], [3, 0], 4), r"between 0 and the 3 .* 1 non-empty clusters of 2, with 3 to 3 members\), got 4"),
+        (([], [], 1), r"between 0 and the 0 that are there .* 0 clusters, all empty\), got 1"),
         (([0.5, 0.5], [3, 3], -1), r"got -1"),
-        (([0.5, 0.5], [30, 3], 9, 8), r"at least 8 from each of 2 .* makes 11, got 9"),
+        (
+            ([0.5, 0.5], [30, 3], 9, 8),
+            r"must be at most 6 to keep 9 samples, got 8: .* makes 11 .* 3 to 30 members",
+        ),
         (([0.5, 0.5], [30, 3], 9, 0), r"at least 1, got 0"),
         (([0.5, 0.7], [30, 30], 9), r"sum to 1, got a sum of 1.2"),
         (([1.5, -0.5], [30, 30], 9), r"at least 0"),
@@ -103,7 +107,8 @@ def test_balance_floor_is_always_feasible_and_respected(problem, class_balance):
 def test_more_probable_clusters_keep_no_less(problem):
     probabilities, sizes, target = problem
     quotas_K = solve_quotas(probabilities, np.full_like(sizes, sizes.max()), target)
-    ranked_K = quotas_K[np.argsort(-probabilities, kind="stable")]
+    units_K = np.rint(probabilities * float(target << UNIT_BITS))  # less than a unit apart is equal
+    ranked_K = quotas_K[np.argsort(-units_K, kind="stable")]
     assert (np.diff(ranked_K) <= 0).all()
 
 
@@ -167,3 +172,49 @@ def test_balance_floor(target, clusters, balance, expected):
 def test_balance_floor_refuses():
     with pytest.raises(ConfigError, match=r"class_balance must be in \[0, 1\], got 1.5"):
         balance_floor(10, 2, 1.5)
+
+
+@given(problems())
+def test_the_floor_that_is_called_feasible_is_the_highest_one(problem):
+    _, sizes, target = problem
+    with pytest.raises(ConfigError) as caught:
+        lower_bounds(np.append(sizes, target + 99), target, target + 2)
+    named = int(str(caught.value).split("at most ")[1].split(" ")[0])
+    makes = [int(np.minimum(np.append(sizes, target + 99), floor).sum()) for floor in (named, named + 1)]
+    assert makes[0] <= target < makes[1]
+
+
+def test_proportional_shares_are_those_of_the_largest_remainders():
+    # 60 % of (5, 3, 2) are (3, 1.8, 1.2): floors 3, 1, 1, and the missing one goes to the remainder .8.
+    assert quotas(np.array([5, 3, 2]) / 10, [5, 3, 2], 6) == [3, 2, 1]
+    # 10 % of (95, 3, 2): each cluster keeps one, the largest pays.
+    assert quotas(np.array([95, 3, 2]) / 100, [95, 3, 2], 10) == [8, 1, 1]
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=30), st.integers(1, 99))
+def test_proportional_shares_are_within_one_of_exact_where_none_would_be_empty(sizes, percent):
+    sizes = np.array(sizes, np.int64) + 100
+    target = int(sizes.sum()) * percent // 100
+    found = solve_quotas(sizes / sizes.sum(), sizes, target)
+    assert (np.abs(found - sizes * target / sizes.sum()) < 1).all()
+
+
+def test_water_fill_by_hand():
+    sizes = np.array([[1, 5, 5], [3, 0, 9], [2, 2, 2], [0, 0, 0], [4, 4, 4]])
+    assert water_fill(sizes, np.array([8, 7, 6, 0, 5])).tolist() == [
+        [1, 4, 3],  # 1, then 7 over two bins: the spare one goes to the first
+        [3, 0, 4],
+        [2, 2, 2],
+        [0, 0, 0],
+        [2, 2, 1],
+    ]
+    assert water_fill(np.zeros((0, 3), np.int64), np.zeros(0, np.int64)).shape == (0, 3)
+
+
+@given(st.lists(problems(max_clusters=8), min_size=1, max_size=5))
+def test_water_fill_is_the_quadratic_programme_with_equal_shares(rows):
+    width = max(len(sizes) for _, sizes, _ in rows)
+    sizes = np.array([np.pad(sizes, (0, width - len(sizes))) for _, sizes, _ in rows])
+    targets = np.array([target for *_, target in rows])
+    expected = [solve_quotas(np.full(width, 1 / width), s, t) for s, t in zip(sizes, targets.tolist(), strict=True)]
+    np.testing.assert_array_equal(water_fill(sizes, targets), expected)

@@ -9,6 +9,7 @@ from pipeline import run as running
 from pipeline.artifact import Artifact, Part, publish_part, read_columns
 from pipeline.clustering import KMeansFit, KMeansSettings
 from pipeline.columns import embedding_field, fixed_binary
+from pipeline.iterations import UNFINISHED, State
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.run import Run
@@ -57,3 +58,28 @@ def test_a_fit_outlives_the_run_that_made_it(run, monkeypatch):
     table = read_columns(run.store, artifact.parts[0].path)
     assert table["cluster"].to_pylist()[:2] == [0, 1]
     assert table["similarity"].to_pylist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_auto_euclidean_and_a_search_by_groups_are_recorded(run, monkeypatch):
+    asked = []
+
+    def fit(blocks, settings, *, saved, **others):
+        (load,) = blocks
+        assert [len(x_BD) for x_BD, _, _ in load()] == [4]
+        saved.save(State(centroids_KD))
+        asked.append(settings)
+        return KMeansFit(centroids_KD, [0.5], 0, np.array([2, 2]), np.array([1.0, 1.0]), 3, 0.5)
+
+    centroids_KD = np.array([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.25, 0.25]])
+    monkeypatch.setattr(kmeans, "fit", fit)
+    monkeypatch.setattr(running, "spread", lambda function, items, *, workers: map(function, items))
+    artifact = cluster(run, "prune", "raw", KMeansSettings(clusters="auto", metric="euclidean", search="two_level"))
+    assert [(settings.clusters, settings.search) for settings in asked] == [(2, "two_level")]
+    assert (artifact.info["clusters"], artifact.info["rows_fitted"], artifact.info["recall"]) == (2, 3, 0.5)
+    found = fit_of(run.store, artifact.info)
+    assert (found.metric, found.two_level, found.rows, found.recall) == ("euclidean", True, 3, 0.5)
+    np.testing.assert_allclose(np.linalg.norm(found.unit_KD, axis=1), 1, atol=1e-8)
+    table = read_columns(run.store, artifact.parts[0].path)
+    assert table["cluster"].to_pylist() == [0, 0, 1, 1]
+    assert table["similarity"].to_pylist() == [0.75, 0.75, 0.6875, 0.6875]  # 1 - |x - c|^2 / 2
+    assert not run.store.find(f"{artifact.folder}/{UNFINISHED}")

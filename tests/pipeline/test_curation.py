@@ -7,7 +7,7 @@ from pipeline.clustering import KMeansSettings
 from pipeline.curate import curate
 from pipeline.curation import Curation
 from pipeline.progress import Progress
-from pipeline.steps.prune import Prune
+from pipeline.steps.prune import DensityPrune
 
 POOL = {"format": "webdataset", "path": "pool/*.tar"}
 PRUNE = {"step": "prune", "method": "dbp", "model": "raw", "clusters": 2, "keep": 1}
@@ -23,7 +23,7 @@ def test_prune_takes_what_k_means_takes(tolerance, iterations):
     with pytest.raises(ValidationError):
         KMeansSettings(clusters=2, **changes)
     with pytest.raises(ValidationError):
-        Prune.model_validate(PRUNE | changes)
+        DensityPrune.model_validate(PRUNE | changes)
 
 
 @pytest.mark.parametrize("name", ["width", "caption", "uid", "exports", "ledger"])

@@ -22,7 +22,8 @@ from pipeline.export.run import export
 from pipeline.export.settings import Export
 from pipeline.failures import winnow_error
 from pipeline.kept import load_kept
-from pipeline.pool import Pool, list_shards
+from pipeline.listing import list_shards
+from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.readers import read_shard
 from pipeline.run import Run

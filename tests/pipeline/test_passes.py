@@ -14,7 +14,8 @@ from operators.errors import InputError
 from operators.rejects import Damage
 from pipeline import embed
 from pipeline.artifact import Part, publish_part, read_columns
-from pipeline.pool import Pool, list_shards
+from pipeline.listing import list_shards
+from pipeline.pool import Pool
 from pipeline.progress import LogProgress
 from pipeline.readers.sample import ShardEnd
 from pipeline.run import Run

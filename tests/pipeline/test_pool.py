@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from operators.errors import ConfigError, InputError
 from pipeline.embed import samples_id
-from pipeline.pool import Pool, Source, check_source, list_shards
+from pipeline.listing import check_source, list_shards
+from pipeline.pool import Pool, Source
 
 
 def make_pool(**settings):
@@ -39,13 +40,16 @@ def test_inline_keys_become_the_one_source():
         ({}, "path"),
         ({"path": "a", "pathh": "b"}, "pathh"),
         ({"sources": [{"format": "images", "path": "a"}], "max_pixel": 1}, "max_pixel"),
-        ({"format": "tfrecord", "path": "a"}, "'webdataset', 'parquet', 'images' or 'idx'"),
+        (
+            {"format": "tfrecord", "path": "a"},
+            "'webdataset', 'parquet', 'images', 'idx', 'clip_retrieval', 'datacomp' or 'semdedup'",
+        ),
         ({"path": ""}, "at least 1 character"),
         ({"path": "a", "weight": 0}, "greater than 0"),
         ({"path": "a", "weight": float("inf")}, "finite"),
         ({"path": "a", "name": "../x"}, "name must be made of letters, digits, '.', '-' and '_', got '../x'"),
-        ({"path": "a", "text_column": "t"}, "text_column must be used with format parquet, got format webdataset"),
-        ({"path": "a", "shard_size": 5}, "shard_size must be used with format images, got format webdataset"),
+        ({"path": "a", "text_column": "t"}, "text_column must be used with format parquet or clip_retrieval or"),
+        ({"path": "a", "shard_size": 5}, "shard_size must be used with format images or semdedup, got format web"),
         (
             {"format": "parquet", "path": "a", "image_column": "i", "path_column": "p"},
             "image_column and path_column must not both be given, got i and p",

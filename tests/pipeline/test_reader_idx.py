@@ -9,7 +9,8 @@ from PIL import Image
 
 from operators.errors import InputError
 from operators.rejects import Damage
-from pipeline.pool import Pool, check_source, list_shards
+from pipeline.listing import check_source, list_shards
+from pipeline.pool import Pool
 from pipeline.readers import ShardEnd, read_image, read_shard
 
 PIXELS_NHW = np.arange(4 * 3 * 5, dtype=np.uint8).reshape(4, 3, 5)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from operators.errors import InputError
 from operators.rejects import Reason
-from pipeline.pool import Pool, list_shards
+from pipeline.listing import list_shards
+from pipeline.pool import Pool
 from pipeline.readers import ShardEnd, read_image, read_shard
 from pipeline.readers.images import make_keys
 

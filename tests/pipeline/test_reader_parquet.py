@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.rejects import Damage, Reason
-from pipeline.pool import Pool, list_shards
+from pipeline.listing import list_shards
+from pipeline.pool import Pool
 from pipeline.readers import ShardEnd, read_image, read_shard
 from pipeline.readers.parquet import sniff_extension
 

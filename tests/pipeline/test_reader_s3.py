@@ -2,6 +2,7 @@ import io
 import logging
 import tarfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +11,8 @@ from moto.server import ThreadedMotoServer
 
 from operators.errors import InputError
 from operators.rejects import Damage, Reason
-from pipeline.pool import Pool, check_source, list_shards
+from pipeline.listing import check_source, list_shards
+from pipeline.pool import Pool
 from pipeline.readers import ShardEnd, read_image, read_shard, stream
 
 JPG = b"\xff\xd8\xffjpeg"
@@ -156,3 +158,38 @@ def test_broken_connections_cost_nothing_and_an_outage_is_no_damage(storage, buc
     )
     with pytest.raises(ConnectionResetError):
         list(read_shard(pool, shard))
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_embeddings(storage, bucket):
+    x_ND = np.arange(24, dtype=np.float32).reshape(6, 4)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"caption": [f"text {i}" for i in range(6)]}), buffer)
+    npz = io.BytesIO()
+    np.savez_compressed(npz, l14_img=x_ND)
+    clusters = np.array([["p5", "5", "0.5", "0"], ["p1", "1", "0.25", "0"]], dtype="<U32")
+    for path, data in {
+        "clip/metadata/metadata_0.parquet": buffer.getvalue(),
+        "clip/img_emb/img_emb_0.npy": npy(x_ND),
+        "datacomp/0.parquet": buffer.getvalue(),
+        "datacomp/0.npz": npz.getvalue(),
+        "semdedup/embeddings.npy": npy(x_ND),
+        "semdedup/sorted_clusters/cluster_0.npy": npy(clusters),
+    }.items():
+        bucket.pipe(f"pool/{path}", data)
+    for form, path, array in (("clip_retrieval", "clip", "img_emb"), ("datacomp", "datacomp/*.parquet", "l14_img")):
+        pool, (shard,) = open_pool(storage, form, path)
+        *samples, end = read_shard(pool, shard)
+        assert (end.rows, end.damage, samples[3].caption) == (6, None, "text 3")
+        np.testing.assert_array_equal([sample.vectors[array] for sample in samples], x_ND)
+    pool, (shard,) = open_pool(storage, "semdedup", "semdedup")
+    *samples, _ = read_shard(pool, shard)
+    np.testing.assert_array_equal([sample.vectors["embeddings"] for sample in samples], x_ND[[5, 1]])
+    pool, shards = open_pool(storage, "semdedup", "semdedup/embeddings.npy", shard_size=4)
+    *samples, _ = read_shard(pool, shards[1])
+    np.testing.assert_array_equal([sample.vectors["embeddings"] for sample in samples], x_ND[4:])

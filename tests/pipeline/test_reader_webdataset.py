@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from operators.errors import ConfigError, InputError
 from operators.rejects import Damage, Reason
-from pipeline.pool import Pool, check_source, list_shards
+from pipeline.listing import check_source, list_shards
+from pipeline.pool import Pool
 from pipeline.readers import ShardEnd, read_image, read_shard, webdataset
 from pipeline.readers.webdataset import is_safe, parse_json
 

@@ -9,7 +9,7 @@ from pipeline.artifact import Artifact, Part, publish_manifest
 from pipeline.curate import start_run
 from pipeline.curation import Curation
 from pipeline.embed import samples_folder, samples_id
-from pipeline.pool import list_shards
+from pipeline.listing import list_shards
 from pipeline.progress import Progress
 from pipeline.record import RECORD, open_run, write_record
 

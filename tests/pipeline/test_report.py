@@ -23,7 +23,6 @@ from pipeline.record import open_run
 from pipeline.report.build import find_digest, report_digest, write_report
 from pipeline.report.examples import THUMBNAIL_SIDE, rows_by_shard, thumbnail
 from pipeline.report.scan import Choice
-from pipeline.report.views.prune import TABLE_ROWS, choose_clusters
 from pipeline.sample_faults import GENERATED_MEMBER_LIMIT
 from pipeline.storage import Store
 from pipeline.summary import summarise
@@ -181,13 +180,3 @@ def test_thumbnails_are_small_and_keep_their_shape():
 def test_rows_by_shard():
     choices = [Choice(0, 0, 2, 5), Choice(0, 0, 0, 9), Choice(1, 0, 2, 5), Choice(0, 0, 2, 1)]
     assert rows_by_shard(choices) == {0: (9,), 2: (1, 5)}
-
-
-@pytest.mark.parametrize("num_clusters", [0, 1, 7, TABLE_ROWS])
-def test_pictured_clusters(num_clusters):
-    """By size, cluster i of n; the larger its number, the more of it was kept."""
-    rows = [{"cluster": i, "size": 2 * num_clusters - i, "quota": i} for i in range(num_clusters)]
-    chosen = choose_clusters(rows)
-    assert len(set(chosen)) == len(chosen) == min(num_clusters, 24)
-    if num_clusters == TABLE_ROWS:
-        assert chosen == (*range(12), *range(999, 993, -1), *range(12, 18))

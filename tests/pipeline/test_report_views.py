@@ -4,21 +4,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.pool import Source
 from pipeline.report.examples import Found
 from pipeline.report.page import Chart, Gallery, Group, Table
 from pipeline.report.scan import Frame
 from pipeline.report.views.base import Seen, settings_text
 from pipeline.report.views.filters import Filtered
+from pipeline.report.views.groups import Card, choose_cards
 from pipeline.report.views.overview import Distributions, Glance
+from pipeline.report.views.prototypes import Prototyped
 from pipeline.report.views.prune import Pruned
 from pipeline.report.views.rejects import make_rejects
 from pipeline.report.views.scores import Scores
 from pipeline.report.views.verdicts import StepFacts, Verdicts
 from pipeline.steps.filter import Filter
+from pipeline.steps.prune.prototypes import PrototypePrune
 from pipeline.steps.rules import Rules
 from pipeline.summary import Summary
 
 NONE = None
+TARGET = Source(format="images", path="s3://b/t", storage={"secret": "s"})
 
 
 def frame(**columns) -> Frame:
@@ -105,7 +110,8 @@ def test_prune_shows_its_clusters():
         {"cluster": i, "size": size, "d_intra": 0.1, "d_inter": 0.2, "density": 0.02, "quota": 1}
         for i, size in ((0, 2), (1, 1))
     )
-    view = Pruned(facts("p", 5, over_quota=1, no_embedding=1), 2, clusters, (0, 1))
+    cards = tuple(Card(row["cluster"], row["cluster"], row["size"], 1, "") for row in clusters)
+    view = Pruned(facts("p", 5, over_quota=1, no_embedding=1), "cluster", "distance", "", cards, 2, clusters)
     seen = look(view, shard)
     assert {group: rows_of(seen, group) for group in seen.observation.choices} == {
         "0/kept": [0],
@@ -113,13 +119,51 @@ def test_prune_shows_its_clusters():
         "1/kept": [2],
     }
     assert seen.histogram("distance").counts_SB.sum(axis=1).tolist() == [3, 1]
+    assert seen.histogram("distance/0").counts_SB.sum(axis=1).tolist() == [1, 1]
     blocks = view.section(seen).blocks
     table = next(block for block in blocks if isinstance(block, Table))
     assert [cell.text for cell in table.rows[0]][:3] == ["0", "2", "0.1000"]
     assert table.rows[0][0].link == "p-cluster-0"
     first, second = (block for block in blocks if isinstance(block, Group))
-    assert (first.id, [gallery.title for gallery in first.blocks]) == ("p-cluster-0", ["1 kept", "1 dropped"])
-    assert [gallery.title for gallery in second.blocks] == ["1 kept"]
+    assert (first.id, first.title) == ("p-cluster-0", "Cluster 0")
+    assert [block.title for block in first.blocks] == ["", "1 kept", "1 dropped"]
+    assert [block.title for block in second.blocks] == ["", "1 kept"]
+
+
+def test_prune_shows_the_difficulties_of_classes():
+    shard = frame(
+        p__kept=[True, False, True, False, NONE],
+        p__reason=[NONE, "over_quota", NONE, "no_label", NONE],
+        p__detail__class=["a b", "a b", "c", NONE, NONE],
+        p__detail__difficulty=[-0.25, -0.5, 0.5, NONE, NONE],
+    )
+    rows = (
+        {"prototype": 1, "name": "a b", "size": 2, "kept": 1},
+        {"prototype": 0, "name": "c", "size": 1, "kept": 1},
+    )
+    cards = tuple(Card(row["prototype"], row["name"], row["size"], row["kept"], "") for row in rows)
+    view = Prototyped(facts("p", 4, over_quota=1, no_label=1), "class", "difficulty", "", cards, 2, rows)
+    seen = look(view, shard)
+    assert {group: rows_of(seen, group) for group in seen.observation.choices} == {
+        "1/kept": [0],
+        "1/dropped": [1],
+        "0/kept": [2],
+    }
+    chart, bars, table, first, _ = view.section(seen).blocks
+    assert (chart.title, bars.title) == ("Samples by difficulty", "Why samples were dropped")
+    assert [cell.text.replace("\N{NO-BREAK SPACE}", " ") for cell in table.rows[0]] == ["a b", "2", "1", "50.0 %"]
+    assert table.rows[0][0].link == first.id == "p-class-1"
+    assert first.title == "Class a b"
+
+
+def test_the_largest_and_the_most_and_least_kept_groups_are_pictured():
+    sizes = [*range(100, 60, -2), 4, 3]
+    cards = [Card(i, i, size, size // 2, "") for i, size in enumerate(sizes[:-2])]
+    cards += [Card(20, 20, 4, 4, ""), Card(21, 21, 3, 0, "")]
+    chosen = [card.id for card in choose_cards(cards)]
+    assert chosen[:13] == [*range(12), 20]
+    assert chosen[18] == 21
+    assert len(chosen) == len(set(chosen)) == 22
 
 
 def test_glance_leaves_rejects_out():
@@ -162,6 +206,10 @@ def test_a_sound_pool_has_no_section_of_rejects():
     [
         (Filter(step="filter", score="a", keep_fraction=0.15), "score a, keep_fraction 0.15"),
         (Rules(step="rules", languages=("en", "de"), min_side=200), "min_side 200, languages en de"),
+        (
+            PrototypePrune(step="prune", method="prototypes", model="raw", label="kind", target=TARGET),
+            "model raw, method prototypes, label kind, target (format images, path s3://b/t)",
+        ),
     ],
 )
 def test_settings_in_words(step, text):

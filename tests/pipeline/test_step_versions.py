@@ -30,13 +30,22 @@ from pipeline.stream.work import EMBEDDING_VERSION, SAMPLES_VERSION
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("step_hashes.json")
 
-CLASSES = [UniqueUid, *get_args(get_args(AnyStep)[0])]
+
+def classes_of(union: object) -> list[type]:
+    """The settings classes of a union of steps, those of unions within it too (one for each `method`)."""
+    members = get_args(get_args(union)[0])
+    return [found for member in members for found in ([member] if isinstance(member, type) else classes_of(member))]
+
+
+CLASSES = [UniqueUid, *classes_of(AnyStep)]
+PRUNE = [f"pipeline.steps.prune.{path.stem}" for path in sorted((ROOT / "pipeline/steps/prune").glob("[!_]*.py"))]
 READERS = [f"pipeline.readers.{path.stem}" for path in sorted((ROOT / "pipeline/readers").glob("[!_]*.py"))]
 MODELS = [f"pipeline.models.{path.stem}" for path in sorted((ROOT / "pipeline/models").glob("[!_]*.py"))]
 
 BESIDE = {
     "exact_dedup": ["pipeline.uniqueness"],
-    "filter": ["pipeline.steps.values"],
+    "filter": ["pipeline.steps.groups", "pipeline.steps.thresholds", "pipeline.steps.values"],
+    "prune": PRUNE,
     "unique_uid": ["pipeline.uniqueness"],
 }
 """Modules of pipeline/ that decide about a step's result besides its own."""
@@ -174,7 +183,7 @@ def test_code_counts(old, new):
 
 def test_operators_count_wherever_they_are_imported():
     names = set(imports(ast.parse(path_of("pipeline.steps.filter").read_text())))
-    assert {"operators.selection", "operators.uids", "pipeline.run"} <= names
+    assert {"operators.selection", "operators.thresholds", "pipeline.run"} <= names
     inside = ast.parse("def f():\n    from operators import rules\n    import operators.quotas")
     assert sorted(imports(inside)) == ["operators.quotas", "operators.rules"]
 

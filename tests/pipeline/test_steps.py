@@ -5,17 +5,15 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from operators.errors import ConfigError, InputError
-from operators.selection import Cutoffs, Keys
 from operators.uids import UID_PAIR
 from pipeline.columns import embedding_field, fixed_binary
+from pipeline.findings import positions_of
 from pipeline.shuffle import PARTITION
-from pipeline.steps import deny, exact_dedup, filter, prune, python, rules, score, unique_uid, values
-from pipeline.uniqueness import find_in_block, positions_of
+from pipeline.steps import deny, exact_dedup, python, rules, score, unique_uid
+from pipeline.uniqueness import find_in_block
 
 UIDS = [bytes([number]) * 16 for number in range(8)]
 
@@ -141,79 +139,6 @@ class TestPython:
             work(self.settings(name, gives=gives), pa.table({"caption": ["a", "b"]}))
 
 
-class TestFilter:
-    def table(self, *numbers):
-        return pa.table({"uid": uids(*range(len(numbers))), "value": pa.array(numbers, pa.float64())})
-
-    def test_a_range_includes_its_ends(self):
-        settings = filter.Filter(step="filter", score="s", min=0.25, max=0.5)
-        verdicts = filter.judge_range(settings, self.table(0.25, 0.5, 0.51, None, float("nan")))
-        assert summary(verdicts) == [
-            (True, None),
-            (True, None),
-            (False, "out_of_range"),
-            (False, "no_value"),
-            (False, "no_value"),
-        ]
-        assert verdicts.details.to_pylist()[2:4] == [
-            {"value": 0.51, "min": 0.25, "max": 0.5},
-            {"value": None, "min": 0.25, "max": 0.5},
-        ]
-
-    @given(st.lists(st.sampled_from([None, -1.0, 0.0, -0.0, 0.5, 2.0]), max_size=8), st.data(), st.booleans())
-    def test_ranks_keep_exactly_n_with_ties_to_the_lowest_uid(self, numbers, data, highest):
-        settings = filter.Filter(step="filter", score="s", keep=1, best="highest" if highest else "lowest")
-        table = self.table(*numbers)
-        rows = [row for row, number in enumerate(numbers) if number is not None]
-        order = sorted(rows, key=lambda row: (-numbers[row] if highest else numbers[row], row))
-        keep = data.draw(st.integers(0, len(rows)))
-        last = order[keep - 1] if keep else 0
-        keys = filter._keys(settings, table)
-        cutoffs = cutoff_at(keys.take(np.array([row == last for row in rows], dtype=bool)), keep > 0)
-        verdicts = filter.judge_rank(settings, cutoffs, table)
-        assert np.flatnonzero(verdicts.kept_N).tolist() == sorted(order[:keep])
-        reasons = ["no_value" if number is None else "below_cutoff" for number in numbers]
-        assert summary(verdicts) == [
-            (True, None) if row in order[:keep] else (False, reasons[row]) for row in range(len(numbers))
-        ]
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"keep": 1}, "exactly one of score and column"),
-            ({"keep": 1, "score": "a", "column": "b"}, "exactly one of score and column"),
-            ({"score": "a"}, "exactly one of keep_fraction, keep and a range"),
-            ({"score": "a", "keep": 1, "min": 0}, "exactly one of keep_fraction, keep and a range"),
-        ],
-    )
-    def test_settings(self, settings, message):
-        with pytest.raises(ValidationError, match=message):
-            filter.Filter(step="filter", **settings)
-
-
-def cutoff_at(keys: Keys, some: bool) -> Cutoffs:
-    """The rule that keeps one group's rows up to and including a given one."""
-    last = [[words[0] if some else 0 for words in keys[1:]]]
-    return Cutoffs(np.array([some]), np.array(last, dtype=np.uint64))
-
-
-class TestValues:
-    def numbers(self, column, cells):
-        return values.numbers(column, pa.table({"value": cells})).tolist()
-
-    def test_columns_and_fields(self):
-        assert self.numbers("width", pa.array([3, None], pa.int32())) == pytest.approx([3.0, np.nan], nan_ok=True)
-        cells = ['{"a": 1}', '{"a": 0.5}', '{"b": 1}', None, '{"a": null}', '{"a": NaN}', '{"a": 1e400}']
-        expected = [1.0, 0.5, np.nan, np.nan, np.nan, np.nan, np.inf]
-        assert self.numbers("a", pa.array(cells)) == pytest.approx(expected, nan_ok=True)
-        huge = [f'{{"a": {sign}1{"0" * 400}}}' for sign in ("", "-")]
-        assert self.numbers("a", pa.array(huge)) == [np.inf, -np.inf]
-
-    @pytest.mark.parametrize("cell", ['"high"', "true", "[1]", "{}"])
-    def test_what_is_no_number(self, cell):
-        assert np.isnan(self.numbers("a", pa.array([f'{{"a": {cell}}}']))).all()
-
-
 class TestScore:
     def column(self, *rows):
         x_ND = np.array([row or (0, 0) for row in rows], dtype=np.float16).reshape(-1, 2)
@@ -224,70 +149,6 @@ class TestScore:
         table = pa.table({"image": image, "text": text}, pa.schema([embedding_field(n, 2) for n in ("image", "text")]))
         x = np.array([0.6, 0.8], np.float16).astype(np.float64)
         assert score.cosine(table)["score"].to_pylist() == [0.0, min(1.0, float(x @ x)), None, None]
-
-
-class TestPrune:
-    TABLE = pa.table(
-        {
-            "uid": uids(0, 1, 2, 3, 4),
-            "cluster": pa.array([0, 0, 1, None, 0], pa.int32()),
-            "similarity": pa.array([0.75, 0.5, 0.25, None, 0.5], pa.float64()),
-        }
-    )
-
-    def judge(self, members, last_rows, quotas):
-        """Verdicts under the rule that each cluster keeps what comes up to its given row."""
-        keys = prune.member_keys(members, 0, "prune", self.TABLE)
-        words = np.stack(keys[1:], axis=1)
-        cutoffs = Cutoffs(np.array([row is not None for row in last_rows]), words[[row or 0 for row in last_rows]])
-        work = prune.member_keys
-        return prune.judge_members(lambda table: work(members, 0, "prune", table), members, cutoffs, quotas, self.TABLE)
-
-    def test_the_hardest_stay_and_ties_go_to_the_lowest_uid(self):
-        verdicts = self.judge("hard", [1, None], np.array([1, 0]))
-        reasons = [
-            (False, "over_quota"),
-            (True, None),
-            (False, "over_quota"),
-            (False, "no_embedding"),
-            (False, "over_quota"),
-        ]
-        assert summary(verdicts) == reasons
-        details = verdicts.details.to_pylist()
-        assert details[0] == {"cluster": 0, "distance": 0.25, "quota": 1, "threshold": 0.5}
-        assert details[2] == {"cluster": 1, "distance": 0.75, "quota": 0, "threshold": None}
-        assert set(details[3].values()) == {None}
-
-    def test_the_easiest_stay(self):
-        assert self.judge("easy", [0, 2], np.array([1, 1])).kept_N.tolist() == [True, False, True, False, False]
-
-    def test_a_draw_depends_on_uid_seed_and_name_alone(self):
-        table = self.TABLE.select(["uid"])
-        first = prune.draw_keys(0, "prune", table)
-        again = prune.draw_keys(0, "prune", table.take([4, 3, 2, 1, 0]))
-        assert first.value_N.tolist() == again.value_N[::-1].tolist()
-        others = [prune.draw_keys(1, "prune", table), prune.draw_keys(0, "other", table)]
-        assert len({tuple(keys.value_N.tolist()) for keys in (first, *others)}) == 3
-        last = np.argsort(first.value_N)[1]
-        cutoffs = Cutoffs(np.array([True]), np.stack(first[1:], axis=1)[[last]])
-        verdicts = prune.judge_draw(lambda table: prune.draw_keys(0, "prune", table), cutoffs, table)
-        assert verdicts.kept_N.sum() == 2
-        drawn = [row["draw"] for row in verdicts.details.to_pylist()]
-        assert all(0 <= draw < 1 for draw in drawn)
-        assert [draw <= row["threshold"] for draw, row in zip(drawn, verdicts.details.to_pylist(), strict=True)] == (
-            verdicts.kept_N.tolist()
-        )
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"method": "random"}, "exactly one of keep_fraction and keep"),
-            ({"method": "dbp", "keep": 1, "model": "m"}, "needs model and clusters for method dbp"),
-        ],
-    )
-    def test_settings(self, settings, message):
-        with pytest.raises(ValidationError, match=message):
-            prune.Prune(step="prune", **settings)
 
 
 class Repeats:

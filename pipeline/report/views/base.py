@@ -94,4 +94,10 @@ def settings_text(step: Step) -> str:
 
 
 def _value_text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else number(value)
+    match value:
+        case list():
+            return " ".join(map(_value_text, value))
+        case dict():  # of a source, what it is and where it lies, but never what opens it
+            words = [f"{name} {_value_text(inner)}" for name, inner in value.items() if name != "storage"]
+            return f"({', '.join(words)})"
+    return number(value)

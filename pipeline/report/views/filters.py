@@ -1,6 +1,6 @@
 """A filter: where its threshold lies among the values, and what lies just on either side of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,18 @@ class Filtered(Verdicts):
 
 def make_filter(run: Run, step: Any) -> Filtered:
     """The view of a `filter` step."""
-    ranked = run.artifacts[step.title].info.get("threshold")
-    thresholds = [value for value in (ranked, step.min, step.max) if value is not None]
-    return Filtered(step_facts(run, step), value=step.score or step.column, thresholds=tuple(thresholds))
+    info = run.artifacts[step.title].info
+    thresholds = [value for value in (info.get("threshold"), step.min, step.max) if value is not None]
+    note = _note(info["estimate"], info["threshold_file"]) if "estimate" in info else ""
+    return Filtered(step_facts(run, step, note), step.score or step.column or "draw", tuple(thresholds))
+
+
+def _note(estimate: Mapping[str, Any], path: str) -> str:
+    """What an estimated threshold is worth."""
+    (low, high), (least, most) = estimate["pool_interval"], estimate["source_interval"]
+    return (
+        f"The threshold {number(estimate['value'])} is that of {number(estimate['subset'])} drawn samples, and keeps "
+        f"{estimate['kept_share']:.2%} of all {number(estimate['rows'])}; with a confidence of "
+        f"{number(estimate['confidence'])} these had to be {low:.2%} to {high:.2%}, and of another pool from the same "
+        f"source {least:.2%} to {most:.2%}. It is stored in {path}."
+    )

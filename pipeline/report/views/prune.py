@@ -4,23 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifact import read_columns
-from pipeline.report.figures import FATES, Point, draw_histogram, draw_scatter
-from pipeline.report.histogram import histogram
-from pipeline.report.page import Block, Cell, Chart, Gallery, Group, Table, number, percent
+from pipeline.report.figures import Point, draw_scatter
+from pipeline.report.page import Block, Cell, Chart, Table, number, percent
 from pipeline.report.page import Column as Heading
-from pipeline.report.scan import Column, Frame, Observation
 from pipeline.report.views.base import Seen
+from pipeline.report.views.groups import Card, Grouped, centroid_distance, choose_cards
+from pipeline.report.views.prototypes import make_prototypes
 from pipeline.report.views.verdicts import Verdicts, make_verdicts, step_facts
 from pipeline.run import Run
-from pipeline.steps.base import Step
 
 TABLE_ROWS = 1000
-_LARGEST, _EXTREME = 12, 6
 _HEADINGS = (
     Heading("cluster"),
     Heading("size", help="members that came in"),
@@ -34,53 +30,24 @@ _HEADINGS = (
 
 
 @dataclass(frozen=True)
-class Pruned(Verdicts):
+class Pruned(Grouped):
     """What a pruning by clusters did.
 
     Attributes:
         num_clusters: that have members.
         rows: `clusters.parquet` by size, the largest first, `TABLE_ROWS` at most.
-        pictured: ids of the clusters with galleries, in order.
     """
 
-    shown: ClassVar[int] = 10
+    label: ClassVar[str] = "distance to the centroid"
 
     num_clusters: int
     rows: tuple[dict[str, Any], ...]
-    pictured: tuple[int, ...]
-
-    @property
-    def reads(self) -> Sequence[Column]:
-        """Verdicts, reasons, clusters and distances."""
-        return (
-            *super().reads,
-            *((self.title, name) for name in ("kept", "detail.cluster", "detail.distance")),
-        )
-
-    def observe(self, frame: Frame) -> Observation:
-        """Counts the distances to the centroids; chooses kept and dropped members of the pictured clusters."""
-        entered_N, kept_N = frame.flags(self.title)
-        distance_N = frame.floats((self.title, "detail.distance"))
-        fate_N = (~kept_N).astype(np.int64)
-        has_N = entered_N & np.isfinite(distance_N)
-        at = pc.index_in(frame[self.title, "detail.cluster"], pa.array(self.pictured, pa.int32()))
-        at_N = pc.fill_null(at, -1).to_numpy()
-        names = [f"{cluster}/{fate}" for cluster in self.pictured for _, fate in FATES]
-        chosen = frame.choose(names, np.where(at_N >= 0, 2 * at_N + fate_N, -1), self.shown)
-        return Observation({"distance": histogram(distance_N[has_N], fate_N[has_N], 2)}, chosen)
 
     def details(self, seen: Seen) -> Sequence[Block]:
-        """The map of the clusters, the distances, the table and the galleries."""
-        blocks: list[Block] = [self._map()] if self.rows else []
-        if counts := seen.histogram("distance"):
-            chart = draw_histogram(counts, FATES, "distance to the centroid")
-            note = "1 − cosine of a sample to the centroid of its cluster."
-            blocks.append(Chart("Samples by distance", chart, note, FATES))
-        return [*blocks, self._table(), *self._galleries(seen)] if self.rows else blocks
-
-    def dropped(self, seen: Seen) -> Sequence[Block]:
-        """The galleries of the clusters show what was dropped."""
-        return ()
+        """The map of the clusters, the distances, the table and the cards."""
+        if not self.rows:
+            return self.histograms(seen)
+        return [self._map(), *self.histograms(seen), self._table(), *self.groups(seen)]
 
     def _map(self) -> Chart:
         points = [
@@ -98,52 +65,40 @@ class Pruned(Verdicts):
         return Table("Clusters", _HEADINGS, tuple(map(self._cells, self.rows)), note)
 
     def _cells(self, row: dict[str, Any]) -> tuple[Cell, ...]:
-        link = self._id(row["cluster"]) if row["cluster"] in self.pictured else ""
         return (
-            Cell(str(row["cluster"]), row["cluster"], link),
+            Cell(str(row["cluster"]), row["cluster"], self.link(row["cluster"])),
             Cell(f"{row['size']:,}", row["size"]),
             *(Cell(f"{row[name]:.4f}", row[name]) for name in ("d_intra", "d_inter", "density")),
             *[Cell(f"{row['quota']:,}", row["quota"])] * 2,  # to stay, and stayed
             Cell(percent(row["quota"], row["size"]), _share(row)),
         )
 
-    def _galleries(self, seen: Seen) -> list[Group]:
-        by_id = {row["cluster"]: row for row in self.rows}
-        groups = []
-        for cluster in self.pictured:
-            row = by_id[cluster]
-            counts = (row["quota"], row["size"] - row["quota"])
-            galleries = [
-                Gallery(f"{number(count)} {name}", examples, tone=tone)
-                for (tone, name), count in zip(FATES, counts, strict=True)
-                if (examples := seen.examples(f"{cluster}/{name}", self.title, "distance"))
-            ]
-            note = f"{_size(row)}, d_intra {row['d_intra']:.4f}, d_inter {row['d_inter']:.4f}"
-            groups.append(Group(self._id(cluster), f"Cluster {cluster}", note, tuple(galleries)))
-        return groups
 
-    def _id(self, cluster: int) -> str:
-        return f"{self.title}-cluster-{cluster}"
-
-
-def make_prune(run: Run, step: Step) -> Verdicts:
-    """The view of a `prune` step; that of any verdict step where it has no clusters."""
-    path = run.artifacts[step.title].info.get("clusters")
-    if path is None:
+def make_prune(run: Run, step: Any) -> Verdicts:
+    """The view of a `prune` step; that of any verdict step where it has neither clusters nor prototypes."""
+    info = run.artifacts[step.title].info
+    if "prototypes" in info:
+        return make_prototypes(run, step, info["prototypes"])
+    if "clusters" not in info:
         return make_verdicts(run, step)
-    table = read_columns(run.store, path)
+    table = read_columns(run.store, info["clusters"])
     table = table.filter(pc.greater(table["size"], 0)).sort_by([("size", "descending"), ("cluster", "ascending")])
     rows = tuple(table.slice(0, TABLE_ROWS).to_pylist())
-    return Pruned(step_facts(run, step), num_clusters=table.num_rows, rows=rows, pictured=choose_clusters(rows))
+    cards = choose_cards([_card(row) for row in rows])
+    return Pruned(
+        step_facts(run, step),
+        kind="cluster",
+        value="distance",
+        meaning=centroid_distance(step.metric),
+        cards=cards,
+        num_clusters=table.num_rows,
+        rows=rows,
+    )
 
 
-def choose_clusters(rows: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-    """The clusters to picture: the largest, then those of which most was kept, then those of which least was."""
-    by_share = sorted(rows, key=lambda row: (_share(row), -row["size"]))
-    chosen = [*rows[:_LARGEST]]
-    for ranked in (by_share[::-1], by_share):
-        chosen += [row for row in ranked if row not in chosen][:_EXTREME]
-    return tuple(row["cluster"] for row in chosen)
+def _card(row: dict[str, Any]) -> Card:
+    note = f"{_size(row)}, d_intra {row['d_intra']:.4f}, d_inter {row['d_inter']:.4f}"
+    return Card(row["cluster"], row["cluster"], row["size"], row["quota"], note)
 
 
 def _share(row: dict[str, Any]) -> float:

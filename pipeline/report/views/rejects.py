@@ -21,6 +21,7 @@ _MEANINGS: Mapping[str, str] = {
     Reason.BAD_JSON: "the metadata is not JSON",
     Reason.BAD_TEXT_ENCODING: "the caption is not UTF-8",
     Reason.BAD_ROW: "the row cannot be read",
+    Reason.BAD_EMBEDDING: "the image embedding has no direction: it is zero or not finite",
     Reason.DUPLICATE_KEY: "one key has two files of the same kind",
     Reason.SPLIT_KEY: "the key returns later in the shard",
     Reason.UNSAFE_NAME: "the name leads outside the shard, or is a link",

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.report.page import Bar, Bars, Block, Gallery, Section, number, percent
+from pipeline.report.page import Bar, Bars, Block, Chart, Gallery, Section, number, percent
 from pipeline.report.scan import Column, Frame, Observation
 from pipeline.report.views.base import Seen, View, settings_text
+from pipeline.report.views.dendrogram import merge_charts
 from pipeline.run import Run
 from pipeline.steps.base import Step
 
@@ -18,6 +19,8 @@ _HEADINGS = {
     "rules": "Basic rules",
     "deny": "Deny lists",
     "exact_dedup": "Exact duplicates",
+    "semantic_dedup": "Near duplicates",
+    "decontaminate": "Decontamination",
     "filter": "Filter",
     "python": "Custom step",
     "prune": "Pruning",
@@ -31,7 +34,10 @@ _BADGES = {
     "min_chars": "chars",
     "language": "language",
     "below_cutoff": "value",
+    "missed_threshold": "value",
     "out_of_range": "value",
+    "semantic_duplicate": "similarity",
+    "contaminated": "similarity",
 }
 """Which of its numbers a dropped sample shows, by reason."""
 
@@ -49,6 +55,8 @@ class StepFacts:
         settings: in words.
         rows_in, rows_out: samples before and after.
         reasons: reason -> samples dropped, the most frequent first.
+        note: what else the kind of step has to say, in sentences.
+        charts: of how it clustered, where it merged clusters.
     """
 
     title: str
@@ -57,6 +65,8 @@ class StepFacts:
     rows_in: int
     rows_out: int
     reasons: Mapping[str, int]
+    note: str = ""
+    charts: tuple[Chart, ...] = ()
 
     @property
     def lost(self) -> int:
@@ -90,13 +100,15 @@ class Verdicts(View):
 
     def section(self, seen: Seen) -> Section | None:
         """Counts, whatever else a kind of step has to show, and examples."""
-        blocks = [*self.details(seen), *self.dropped(seen)]
+        blocks = [*self.facts.charts, *self.details(seen), *self.dropped(seen)]
         intro = (
             f"{number(self.facts.rows_in)} samples came in, {number(self.facts.rows_out)} were kept "
             f"({percent(self.facts.rows_out, self.facts.rows_in)}) and {number(self.facts.lost)} dropped."
         )
         if self.facts.settings:
             intro += f" Settings: {self.facts.settings}."
+        if self.facts.note:
+            intro += f" {self.facts.note}"
         return Section(f"step-{self.title}", self.facts.heading, intro, tuple(blocks), label=self.title)
 
     def details(self, seen: Seen) -> Sequence[Block]:
@@ -131,8 +143,8 @@ def make_verdicts(run: Run, step: Step) -> Verdicts:
     return Verdicts(step_facts(run, step))
 
 
-def step_facts(run: Run, step: Step) -> StepFacts:
-    """The facts of a verdict step, from its settings and its parts' counts."""
+def step_facts(run: Run, step: Step, note: str = "") -> StepFacts:
+    """The facts of a verdict step, from its settings and its parts' counts, and a note of its own."""
     artifact = run.artifacts[step.title]
     heading = _HEADINGS.get(step.step, step.step.replace("_", " ").capitalize())
     return StepFacts(
@@ -142,4 +154,6 @@ def step_facts(run: Run, step: Step) -> StepFacts:
         rows_in=artifact.total("in"),
         rows_out=artifact.total("kept"),
         reasons=artifact.totals("dropped"),
+        note=note,
+        charts=merge_charts(run, step),
     )

@@ -1,0 +1,129 @@
+"""`prune` by clusters: each cluster gets a quota, and its hardest, easiest or drawn members stay.
+
+Reads a model's image embeddings. Verdict reasons: `over_quota`, `no_embedding`. Details: `cluster`, `distance`
+(1 - cosine to its centroid; with `metric: euclidean` half the squared distance), `quota`, and what says why the row
+stayed or went: `threshold`, the distance of the cluster's last kept member, with `members: hard | easy`; `bin` and
+`bin_quota` with `stratified`.
+Beside the verdicts lies `clusters.parquet`, a row a cluster: `cluster`, `size`, `d_intra`, `d_inter`, `density`,
+`probability`, `quota`.
+
+How quotas are given is up to the methods: `density`, `balanced`, and whatever else derives from `ByCluster`.
+
+Legend: K clusters.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from operators.density import inter_distances, intra_distances
+from operators.errors import UserError
+from operators.quotas import solve_quotas
+from pipeline.artifact import Artifact, parquet_bytes
+from pipeline.run import Plan, Read, Run, Verdicts
+from pipeline.steps.clustered import Clustered
+from pipeline.steps.clusters import Fit, cluster, fit_of
+from pipeline.steps.prune import ranked, stratified
+from pipeline.steps.prune.base import Prune
+from pipeline.steps.prune.ranked import Members
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NEIGHBOURS = 20
+"""The paper's l."""
+
+
+class Distances(NamedTuple):
+    """How dense each cluster is and how far from its neighbours (`operators.density`)."""
+
+    intra_K: Floats
+    inter_K: Floats
+
+
+class Weights(NamedTuple):
+    """What quotas are in proportion to: `probability_K`, a function of `density_K`."""
+
+    density_K: Floats
+    probability_K: Floats
+
+
+class ByCluster(Prune, Clustered):
+    """Settings that all of these methods share, besides those of the clustering.
+
+    Attributes:
+        members: which members of a cluster stay: farthest from the centroid (`hard`), nearest (`easy`), drawn
+            (`random`), or drawn in equal numbers from equal ranges of similarity (`stratified`).
+        bins: ranges of similarity in each cluster, for `members: stratified`.
+    """
+
+    members: Members = "hard"
+    bins: int = Field(default=20, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.check_one_target()
+        if self.model is None or self.clusters is None:
+            raise ValueError("needs model and clusters")
+        return self
+
+    def run(self, run: Run) -> Artifact:
+        """Finds or makes the verdicts."""
+        assert self.model is not None
+        assigned = cluster(run, self.title, self.model, self.kmeans)
+        columns = {"cluster": "cluster", "similarity": "similarity"}
+        reads = [Read(run.samples, {"uid": "uid"}), Read(assigned, columns)]
+        plan = run.plan(self.title, self.identity(run), reads, reduces=True)
+        if published := plan.published:
+            return published
+        table = self.quotas(fit_of(run.store, assigned.info), self.rows_to_keep(run))
+        path = f"{plan.folder}/clusters.parquet"
+        run.store.publish(path, parquet_bytes(table))
+        judge = self._judge(plan, table["quota"].to_numpy())
+        info = {"clusters": path, "fit": assigned.info["fit"], "inertia": assigned.info["inertia"]}
+        return plan.map_verdicts(judge, info=info)
+
+    def quotas(self, fit: Fit, keep: int) -> pa.Table:
+        """One row for each cluster: its size, its densities, and how many of its members stay."""
+        distances = Distances(
+            intra_distances(fit.similarity_K, fit.sizes_K), inter_distances(fit.unit_KD, self.num_neighbours)
+        )
+        weights = self.weigh(fit, distances)
+        try:
+            quota_K = self.allot(fit, weights.probability_K, keep)
+        except UserError as error:
+            raise type(error)(f"{self.title}: {error}") from error
+        return pa.table(
+            {
+                "cluster": np.arange(len(quota_K), dtype=np.int32),
+                "size": fit.sizes_K,
+                "d_intra": distances.intra_K,
+                "d_inter": distances.inter_K,
+                "density": weights.density_K,
+                "probability": weights.probability_K,
+                "quota": quota_K,
+            }
+        )
+
+    @property
+    def num_neighbours(self) -> int:
+        """Nearest other centroids that d_inter is the mean over."""
+        return NEIGHBOURS
+
+    @abstractmethod
+    def weigh(self, fit: Fit, distances: Distances) -> Weights:
+        """What the quotas of the method are in proportion to."""
+
+    def allot(self, fit: Fit, probability_K: Floats, keep: int) -> Ints:
+        """The quotas, summing to `keep`. Raises ConfigError where that cannot be."""
+        return solve_quotas(probability_K, fit.sizes_K, keep)
+
+    def _judge(self, plan: Plan, quota_K: Ints) -> Callable[[pa.Table], Verdicts]:
+        if self.members == "stratified":
+            return stratified.make_judge(plan, self.title, quota_K, self.bins)
+        return ranked.make_judge(plan, self.title, quota_K, self.members)

@@ -1,0 +1,112 @@
+"""`semantic_dedup` against brute force over the compared pairs, on Ray."""
+
+import itertools
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy.sparse.csgraph import connected_components
+
+from pipeline.artifact import read_columns
+from pipeline.steps.clusters import fit_of
+from pipeline.steps.semantic_dedup import SemanticDedup
+from tests.embedded_pools import embedded_run, lumps, uid_of, verdicts
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
+
+EPSILONS = [0.002, 0.01, 0.05]
+
+
+def settings(**values) -> SemanticDedup:
+    values = {"model": "raw", "clusters": 5, "epsilon": 0.01, "epsilons": EPSILONS, **values}
+    return SemanticDedup.model_validate({"step": "semantic_dedup", **values})
+
+
+def brute(run, step, x_ND):
+    """Kept, duplicate_of, group size and removed counts, pair by pair."""
+    clusters = step_clusters(run, step)
+    fit = fit_of(run.store, clusters.info)
+    table = [read_columns(run.store, part.path).to_pydict() for part in clusters.parts]
+    cluster_N = np.array([c if c is not None else -1 for t in table for c in t["cluster"]])
+    similarity_N = np.array([s if s is not None else np.nan for t in table for s in t["similarity"]])
+    uids = [u for part in run.samples.parts for u in read_columns(run.store, part.path, ["uid"])["uid"].to_pylist()]
+    rows = [next(i for i in range(len(x_ND)) if uid_of(i) == u) for u in uids]
+    x_ND = x_ND[rows]
+    sign = {"hard": 1, "easy": -1}[step.keep]
+    order = sorted((i for i in range(len(uids)) if x_ND[i].any()), key=lambda i: (sign * similarity_N[i], uids[i]))
+    exact = np.clip(x_ND.astype(float) @ x_ND.astype(float).T, -1, 1)
+    centroids = fit.centroids_KD.astype(np.float16).astype(float)
+    near_clusters = {(c, c) for c in range(len(centroids))}
+    for c in range(len(centroids)):
+        others = sorted((d for d in range(len(centroids)) if d != c), key=lambda d: (-(centroids[c] @ centroids[d]), d))
+        for d in others[: step.neighbour_clusters]:
+            near_clusters |= {(c, d), (d, c)}
+    removed, chosen = [], None
+    for epsilon in sorted({*EPSILONS, step.epsilon}):
+        kept, first, graph = [], {}, np.zeros((len(uids), len(uids)), bool)
+        for place, i in enumerate(order):
+            for j in order[:place]:
+                if (cluster_N[i], cluster_N[j]) in near_clusters and exact[i, j] > 1 - epsilon:
+                    graph[i, j] = True
+                    if (step.mode == "reference" or j in kept) and i not in first:
+                        first[i] = j
+            if i not in first:
+                kept.append(i)
+        removed.append(len(first))
+        if epsilon == step.epsilon:
+            labels = connected_components(graph, directed=False)[1]
+            sizes = np.bincount(labels)[labels]
+            chosen = {uids[i].hex(): (uids[j].hex(), exact[i, j], sizes[i]) for i, j in first.items()}
+    return chosen, removed
+
+
+def step_clusters(run, step):
+    from pipeline.steps.clusters import cluster
+
+    return cluster(run, step.title, step.model, step.kmeans)
+
+
+@pytest.mark.parametrize("mode", ["cover", "reference"])
+@pytest.mark.parametrize(("neighbours", "largest"), [(0, 1000), (0, 40), (2, 1000), (3, 30)])
+def test_it_agrees_with_brute_force(tmp_path, monkeypatch, mode, neighbours, largest):
+    monkeypatch.setattr("pipeline.steps.semantic_dedup._BIN_BYTES", 24_000)
+    x_ND = lumps(300, 8)
+    x_ND[7] = 0
+    run = embedded_run(tmp_path, x_ND)
+    step = settings(mode=mode, neighbour_clusters=neighbours, largest=largest, keep="easy" if neighbours else "hard")
+    artifact = step.run(run)
+    said = verdicts(run, artifact)
+    chosen, removed = brute(run, step, x_ND)
+    assert {uid for uid, row in said.items() if not row["kept"]} == set(chosen)
+    assert 20 < len(chosen) < 200
+    for uid, (first, similarity, size) in chosen.items():
+        row = said[uid]
+        assert row["reason"] == "semantic_duplicate"
+        assert (row["duplicate_of"], row["similarity"], row["group_size"]) == (first, similarity, size)
+        assert said[first]["kept"] or mode == "reference"
+    assert artifact.info["epsilons"] == EPSILONS
+    assert artifact.info["removed"] == removed
+    groups = [pq.read_table(path) for path in sorted((tmp_path / artifact.folder / "groups").iterdir())]
+    members = [row for table in groups for row in table.to_pylist()]
+    for group, rows in itertools.groupby(sorted(members, key=lambda row: row["group"]), key=lambda row: row["group"]):
+        rows = list(rows)
+        assert {row["size"] for row in rows} == {len(rows)}
+        assert group in {row["uid"] for row in rows}
+        assert all(row["kept"] == said[row["uid"]]["kept"] for row in rows)
+    assert {row["uid"] for row in members} >= set(chosen)
+    assert sum(artifact.info["group_sizes"]) == len({row["group"] for row in members})
+
+
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_nothing_depends_on_workers_threads_bins_or_the_order_of_shards(tmp_path, monkeypatch, neighbours):
+    x_ND = lumps(400, 8, seed=3)
+    said = []
+    for number, (workers, threads, order, bin_bytes) in enumerate(
+        [(1, 1, [0, 1, 2, 3], 10**9), (3, 1, [3, 1, 2, 0], 30_000), (4, 4, [2, 3, 0, 1], 10_000)]
+    ):
+        monkeypatch.setattr("pipeline.steps.semantic_dedup._BIN_BYTES", bin_bytes)
+        run = embedded_run(tmp_path / str(number), x_ND, workers=workers, threads=threads, order=order)
+        step = settings(neighbour_clusters=neighbours, keep="random", largest=60 if number else 1000)
+        artifact = step.run(run)
+        said.append((verdicts(run, artifact), artifact.info["removed"], artifact.info["group_sizes"]))
+    assert said[0] == said[1] == said[2]
