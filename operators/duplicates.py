@@ -9,8 +9,9 @@ Rows have an order: the lowest key first. Two rows that were compared and are ne
 
 Both are properties of the graph and the order alone, however the rows are cut into blocks. Inside a block `settle`
 decides row by row. Between blocks `compare` tells each row what it learns from the other block; a row whose earlier
-neighbour there is undecided waits. `settle` and `compare` take turns until nobody waits: the first undecided row of all
-is always decided, and few turns do, since most rows have no neighbour in another block.
+neighbour there is undecided waits. They take turns, `compare` before `settle`, until a turn begins with nobody waiting
+(`is_over`): the first undecided row of all is always decided, and few turns do, since most rows have no neighbour in
+another block. The last turn decides nothing; in it rows hear of representatives that were decided after them.
 
 The representative of a row that goes is the first of its earlier neighbours that stays (`reference`: the first of its
 earlier neighbours).
@@ -18,7 +19,7 @@ earlier neighbours).
 Legend: N rows of a block, B some of them, P pairs, E epsilons, ascending.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -65,7 +66,8 @@ class Block:
         rows: made ready by `near_pairs.screen`.
         key_N3: uint64, what orders rows, across blocks too: a priority, and the two halves of the uid. Ascending.
         status_EN: int8, UNDECIDED, STAYS or GOES at each epsilon.
-        open_N: the rows that were undecided before the last `settle`; at first all.
+        open_N: the rows that were undecided before the last `settle`, so that others may not know what became of
+            them; at first all.
         first_N3: uint64, the key of the representative at the chosen epsilon as far as is known, else all ones.
         similarity_N: float64, the exact cosine to it, else NaN.
     """
@@ -271,6 +273,13 @@ def compare(left: Block, right: Block, rule: Rule) -> tuple[Heard, Heard, tuple[
     return heard[0], heard[1], (left_L, right_L)
 
 
+def is_over(blocks: Iterable[Block], mode: Mode) -> bool:
+    """Whether the turn that has just settled these blocks, all there are, was the last."""
+    if mode == "reference":
+        return True
+    return not any(block.open_N.any() for block in blocks)
+
+
 def removed(block: Block) -> Ints:
     """removed_E: how many rows go at each epsilon."""
     assert not block.waits
@@ -279,7 +288,7 @@ def removed(block: Block) -> Ints:
 
 
 def _hear(heard: Heard, first_N: Ints, pairs: Pairs, status_EM: NDArray[np.int8], rule: Rule) -> None:
-    """Each pair's row learns the status of its column, an earlier neighbour. Columns of a row must be ascending."""
+    """Each pair's row learns the status of its column, an earlier neighbour. Pairs by row, then by column."""
     for e in range(len(rule.threshold_E)):
         near = pairs.take(pairs.level_P <= e) if e < len(rule.threshold_E) - 1 else pairs
         if not len(near.row_P):
@@ -289,9 +298,12 @@ def _hear(heard: Heard, first_N: Ints, pairs: Pairs, status_EM: NDArray[np.int8]
         heard.goes_EN[e, near.row_P[stays_P]] = True
         heard.waits_EN[e, near.row_P[~stays_P & (status_P == UNDECIDED)]] = True
         if e == rule.chosen:
-            new_P = stays_P & (first_N[near.row_P] < 0)
-            # Of several values for one position the last is stored: the lowest column, which comes first.
-            first_N[near.row_P[new_P][::-1]] = near.column_P[new_P][::-1]
+            row_S, start_S = np.unique(
+                near.row_P[stays_P], return_index=True
+            )  # rows are ascending, so start_S is first
+            column_S = near.column_P[stays_P][start_S]
+            better_S = (first_N[row_S] < 0) | (column_S < first_N[row_S])
+            first_N[row_S[better_S]] = column_S[better_S]
 
 
 def _decide(status_EN: NDArray[np.int8], known: Heard, target_B: Ints, inside: Sequence[Pairs], rule: Rule) -> None:
@@ -325,9 +337,17 @@ def _decide(status_EN: NDArray[np.int8], known: Heard, target_B: Ints, inside: S
 
 
 def _pairings(left: Block, right: Block) -> list[tuple[Ints, Ints]]:
-    """Which rows to compare with which: open ones with all that may go, and those that are not open with open ones."""
-    useful_M, useful_L = ((block.open_N | (block.status_EN != STAYS).any(axis=0)) for block in (left, right))
-    parts = [(left.open_N, useful_L), (useful_M & ~left.open_N, right.open_N)]
+    """Which rows to compare with which: those that may have news with those that it concerns, each pair once.
+
+    Rows that were undecided lately and did not go have news; it concerns rows that do not stay.
+    """
+    news_M, news_L = (block.open_N & (block.status_EN != GOES).any(axis=0) for block in (left, right))
+    concerned_M, concerned_L = ((block.status_EN != STAYS).any(axis=0) for block in (left, right))
+    parts = [
+        (news_M, concerned_L),
+        (concerned_M, news_L & ~concerned_L),
+        (concerned_M & ~news_M, news_L & concerned_L),
+    ]
     return [(np.flatnonzero(rows), np.flatnonzero(columns)) for rows, columns in parts if rows.any() and columns.any()]
 
 

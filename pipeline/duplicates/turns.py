@@ -1,4 +1,4 @@
-"""Deciding blocks that meet, in turns: blocks are compared with each other, then each is settled, until nobody waits.
+"""Deciding blocks that meet, in turns: blocks are compared with each other, then each is settled, until all is told.
 
 No process holds more than two blocks and what two bins know of their rows. Legend: as in `files`.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from operators.duplicates import Block, Groups, Heard, compare, settle
+from operators.duplicates import Block, Groups, Heard, compare, is_over, settle
 from pipeline.duplicates.files import Files, fresh_block, letter, read_block, read_letter, write_state
 from pipeline.duplicates.rows import Job, Results, produce, split_blocks
 from pipeline.run import Plan
@@ -33,15 +33,15 @@ def decide_in_turns(plan: Plan, job: Job) -> list[pa.Table]:
     )
     bins = sorted(bin_ for receipt in written for bin_ in receipt["bin"].to_pylist())
     links: list[tuple[int, int]] = []
-    turn, waits = 0, True
-    while waits:
+    turn, is_last = 0, False
+    while not is_last:
         senders: dict[int, list[int]] = {bin_: [] for bin_ in bins}
         for bin_, told, linked in spread(partial(compare_bin, job, turn, frozenset(bins)), bins, workers=workers):
             links += [(bin_, other) for other in linked]
             for other in told:
                 senders[other].append(bin_)
         inboxes = [(bin_, sorted(senders[bin_])) for bin_ in bins]
-        waits = any(list(spread(partial(settle_bin, job, turn), inboxes, workers=workers)))
+        is_last = all(list(spread(partial(settle_bin, job, turn), inboxes, workers=workers)))
         turn += 1
     joined = set().union(*spread(partial(join_groups, job), [sorted(links)], workers=1))
     asked = [(bin_, bin_ in joined) for bin_ in bins]
@@ -115,7 +115,7 @@ class _Side:
 
 
 def settle_bin(job: Job, turn: int, inbox: tuple[int, Sequence[int]]) -> bool:
-    """Settles the blocks of a bin after what they heard; tells whether some row still waits."""
+    """Settles the blocks of a bin after what they heard; tells whether, as far as they know, all is told."""
     bin_, senders = inbox
     files, epsilons = Files(job.store, job.folder), len(job.rule.threshold_E)
     heard = Heard.nothing(epsilons, len(files.keys(bin_)))
@@ -133,7 +133,7 @@ def settle_bin(job: Job, turn: int, inbox: tuple[int, Sequence[int]]) -> bool:
     write_state(files, bin_, turn + 1, blocks)
     if turn == 0:
         files.write(files.labels(bin_), {"label_N": np.concatenate(labels)})
-    return any(block.waits for block in blocks)
+    return is_over(blocks, job.rule.mode)
 
 
 def join_groups(job: Job, links: Sequence[tuple[int, int]]) -> set[int]:

@@ -37,3 +37,28 @@ class Clustered(Step, KMeansOptions):
     def embeddings(self) -> Sequence[tuple[str, Modality]]:
         """The model's images, where one is named."""
         return () if self.model is None else ((self.model, "image"),)
+
+
+class NearestClustered(Clustered):
+    """Settings of a clustering in which every row is in the nearest of its clusters, by exact cosine.
+
+    Whoever compares rows inside clusters, and across their borders, relies on that.
+    """
+
+    @model_validator(mode="after")
+    def _check_nearest(self) -> Self:
+        check_nearest(self)
+        return self
+
+    @property
+    def kmeans(self) -> KMeansSettings:
+        """The settings as k-means takes them; the search is exact for any number of clusters."""
+        return super().kmeans.model_copy(update={"search": "exact"})
+
+
+def check_nearest(options: KMeansOptions) -> None:
+    """Raises ValueError where rows would not be in the nearest of their clusters, by exact cosine."""
+    for name, needed in (("metric", "spherical"), ("search", "exact"), ("merge", None)):
+        if (got := getattr(options, name)) not in (needed, "auto"):
+            rule = "since samples are compared inside the nearest of the clusters"
+            raise ValueError(f"{name} must be {needed or 'left out'}, {rule}, got {got}")

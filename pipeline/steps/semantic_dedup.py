@@ -30,7 +30,7 @@ from pipeline.columns import uid_rows
 from pipeline.findings import Findings, positions_of
 from pipeline.run import Modality, Plan, Read, Run, Verdicts
 from pipeline.steps.base import reasons
-from pipeline.steps.clustered import Clustered
+from pipeline.steps.clustered import NearestClustered
 from pipeline.steps.clusters import Fit, cluster, fit_of
 
 Epsilon = Annotated[float, Field(ge=5e-4, le=0.5)]
@@ -45,8 +45,8 @@ _WORTH_A_TASK = 25_000
 """Rows of a bin at least, where memory allows them."""
 
 
-class SemanticDedup(Clustered):
-    """Settings of the step. Those of the clustering, which has to be exact and spherical, and these.
+class SemanticDedup(NearestClustered):
+    """Settings of the step. Those of the clustering, and these.
 
     Attributes:
         epsilon: samples are near when 1 - cosine is less; larger ones remove more.
@@ -63,6 +63,7 @@ class SemanticDedup(Clustered):
     random: ClassVar[bool] = True
 
     step: Literal["semantic_dedup"]
+    clusters: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     epsilon: Epsilon
     epsilons: tuple[Epsilon, ...] = ()
     mode: Literal["cover", "reference"] = "cover"
@@ -73,12 +74,10 @@ class SemanticDedup(Clustered):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.model is None or self.clusters is None:
-            raise ValueError("needs model and clusters")
+        if self.model is None:
+            raise ValueError("needs model")
         if (self.keep == "best_score") != (self.score is not None):
             raise ValueError(f"must name a score with keep best_score only, got keep {self.keep}, score {self.score}")
-        if self.merge is not None:
-            raise ValueError("merge must not be given, since samples are compared inside the clusters of k-means")
         return self
 
     def embeddings(self) -> Sequence[tuple[str, Modality]]:

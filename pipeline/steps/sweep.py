@@ -21,7 +21,7 @@ Legend: K clusters, F those with members.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -37,6 +37,7 @@ from pipeline.clustering import KMeansOptions, KMeansSettings
 from pipeline.run import Modality, Read, Run
 from pipeline.selection import rows_to_keep
 from pipeline.steps.base import Step
+from pipeline.steps.clustered import check_nearest
 from pipeline.steps.clusters import Fit, cluster, fit_of
 from pipeline.steps.semantic_dedup import Epsilon, SemanticDedup
 from pipeline.storage import to_json
@@ -83,10 +84,7 @@ class Sweep(Step, KMeansOptions):
             if getattr(self, name) not in (None, *self.clusters):
                 known = ", ".join(map(str, self.clusters))
                 raise ValueError(f"{name} must be one of clusters ({known}), got {getattr(self, name)}")
-        if self.merge is not None or self.metric != "spherical":
-            raise ValueError(
-                "metric must be spherical and merge not given, since duplicates are sought inside clusters"
-            )
+        check_nearest(self)
         return self
 
     @property
@@ -112,12 +110,12 @@ class Sweep(Step, KMeansOptions):
         plan = run.plan(self.title, identity, reads, reduces=True)
         if published := plan.published:
             return published
-        fits = {k: fit_of(run.store, artifact.info) for k, artifact in assigned.items()}
+        quota_fit = assigned[self.quota_clusters or self._middle].info
         swept = {
             "rows": run.num_entering,
-            "clusters": [measure_clusters(k, fit) for k, fit in fits.items()],
+            "clusters": [measure_clusters(k, fit_of(run.store, artifact.info)) for k, artifact in assigned.items()],
             "epsilons": dedup and self._epsilon_curve(dedup),
-            "temperatures": self._temperature_curve(run, fits) if self.temperatures else None,
+            "temperatures": self._temperature_curve(run, fit_of(run.store, quota_fit)) if self.temperatures else None,
         }
         path = f"{plan.folder}/sweep.json"
         run.store.publish(path, to_json(swept))
@@ -131,7 +129,7 @@ class Sweep(Step, KMeansOptions):
         return f"{self.title}.k{k}"
 
     def _kmeans(self, k: int) -> KMeansSettings:
-        return KMeansSettings(clusters=k, **self._options)
+        return KMeansSettings(clusters=k, **self._options | {"search": "exact"})
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -156,14 +154,13 @@ class Sweep(Step, KMeansOptions):
         points = [{"epsilon": epsilon, "removed": gone, "share": gone / max(rows, 1)} for epsilon, gone in removed]
         return {"k": self.dedup_clusters or self._middle, "points": points}
 
-    def _temperature_curve(self, run: Run, fits: Mapping[int, Fit]) -> dict[str, Any]:
-        k = self.quota_clusters or self._middle
+    def _temperature_curve(self, run: Run, fit: Fit) -> dict[str, Any]:
         keep = rows_to_keep(self.title, run.num_entering, self.keep_fraction, None)
         try:
-            points = self.measure_quotas(fits[k], keep)
+            points = self.measure_quotas(fit, keep)
         except UserError as error:
             raise type(error)(f"{self.title}: {error}") from error
-        return {"k": k, "keep": keep, "points": points}
+        return {"k": len(fit.sizes_K), "keep": keep, "points": points}
 
     def measure_quotas(self, fit: Fit, keep: int) -> list[dict[str, Any]]:
         """What each temperature keeps of a clustering's clusters.

@@ -324,6 +324,27 @@ def test_black_gets_the_direction_of_grey():
     assert encoder.encode_images(np.zeros((0, 4, 4, 3), np.uint8)).shape == (0, 48)
 
 
+def test_colours_ycbcr_centres_brightness_and_halves_colour():
+    encoder = PixelsEncoder(PixelsSettings(library="pixels", size=2, colours="ycbcr"))
+    levels = np.array([[[10, 128, 130], [20, 128, 120]], [[30, 100, 128], [60, 255, 128]]], dtype=np.uint8)
+    row = [10 - 30 + 40, 0, 1, 20 - 30 + 40, 0, -4, 30 - 30 + 40, -14, 0, 60 - 30 + 40, 63.5, 0]
+    rows = encoder.encode_images(levels[None])
+    assert (encoder.dim, rows.dtype) == (12, np.float32)
+    np.testing.assert_array_equal(rows, [row])
+    assert encoder.encode_images(np.zeros((0, 2, 2, 3), np.uint8)).shape == (0, 12)
+
+
+def test_colours_ycbcr_are_those_of_jpeg_and_a_plain_image_has_a_direction():
+    settings = PixelsSettings(library="pixels", size=2, colours="ycbcr")
+    images = [Image.new("RGB", (9, 5), colour) for colour in ((254, 0, 0), (0, 0, 0), (255, 255, 255))]
+    pixels = np.stack([PixelsPreprocessor(settings).image(image) for image in images])
+    np.testing.assert_array_equal(pixels[:, 0, 0], [[76, 85, 255], [0, 128, 128], [255, 128, 128]])
+    red, black, white = PixelsEncoder(settings).encode_images(pixels)
+    np.testing.assert_array_equal(red, [40, -21.5, 63.5] * 4)
+    np.testing.assert_array_equal(black, [40, 0, 0] * 4)
+    np.testing.assert_array_equal(white, black)
+
+
 # Settings
 
 
@@ -342,6 +363,7 @@ def test_settings_are_told_apart_by_library():
         {"library": "keras"},
         {"library": "pixels", "size": 0},
         {"library": "pixels", "name": "x"},
+        {"library": "pixels", "colours": "hsv"},
         {"library": "timm", "name": "test_vit"},
         {"library": "timm", "name": "test_vit", "weights": "random", "batch_size": 0},
         {"library": "open_clip", "name": "ViT-B-32", "weights": "random", "precision": "fp16"},

@@ -158,7 +158,7 @@ def test_a_sweep_shows_each_curve_and_its_numbers():
     assert "<title>k 4: median 3, half from 2 to 4, all from 1 to 50</title>" in charts[1].svg
     clusters, duplicates, quotas = (block for block in section.blocks if isinstance(block, Table))
     assert [cell.text for cell in clusters.rows[1]] == [
-        "8", "0.0625", "7", "1", "2", "3", "4", "50", "7.5", "50.0\N{NO-BREAK SPACE}%", "0",
+        "8", "0.0625", "1", "2", "3", "4", "50", "7.5", "50.0\N{NO-BREAK SPACE}%", "0",
     ]  # fmt: skip
     assert [cell.value for cell in duplicates.rows[0]] == [0.01, 5, 0.05]
     assert [cell.value for cell in quotas.rows[0]] == [0.1, 0.25, 0.5, 0.5, 0.75, 1, 6, 2, 3]

@@ -3,11 +3,13 @@
 import itertools
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.artifact import read_columns
+from pipeline.artifact import Artifact, Part, publish_part, read_columns
 from pipeline.steps.clusters import fit_of
 from pipeline.steps.semantic_dedup import SemanticDedup
 from tests.embedded_pools import embedded_run, lumps, uid_of, verdicts
@@ -66,10 +68,12 @@ def step_clusters(run, step):
     return cluster(run, step.title, step.model, step.kmeans)
 
 
-@pytest.mark.parametrize("mode", ["cover", "reference"])
-@pytest.mark.parametrize(("neighbours", "largest"), [(0, 1000), (0, 40), (2, 1000), (3, 30)])
-def test_it_agrees_with_brute_force(tmp_path, monkeypatch, mode, neighbours, largest):
-    monkeypatch.setattr("pipeline.steps.semantic_dedup._BIN_BYTES", 24_000)
+@pytest.mark.parametrize(
+    ("mode", "neighbours", "largest", "bin_bytes"),
+    [("cover", 0, 1000, 10**9), ("reference", 2, 1000, 10**9), ("cover", 3, 60, 24_000)],
+)
+def test_it_agrees_with_brute_force(tmp_path, monkeypatch, mode, neighbours, largest, bin_bytes):
+    monkeypatch.setattr("pipeline.steps.semantic_dedup._BIN_BYTES", bin_bytes)
     x_ND = lumps(300, 8)
     x_ND[7] = 0
     run = embedded_run(tmp_path, x_ND)
@@ -97,16 +101,46 @@ def test_it_agrees_with_brute_force(tmp_path, monkeypatch, mode, neighbours, lar
     assert sum(artifact.info["group_sizes"]) == len({row["group"] for row in members})
 
 
-@pytest.mark.parametrize("neighbours", [0, 2])
-def test_nothing_depends_on_workers_threads_bins_or_the_order_of_shards(tmp_path, monkeypatch, neighbours):
+def test_nothing_depends_on_workers_threads_bins_or_the_order_of_shards(tmp_path, monkeypatch):
     x_ND = lumps(400, 8, seed=3)
     said = []
     for number, (workers, threads, order, bin_bytes) in enumerate(
-        [(1, 1, [0, 1, 2, 3], 10**9), (3, 1, [3, 1, 2, 0], 30_000), (4, 4, [2, 3, 0, 1], 10_000)]
+        [(1, 1, [0, 1, 2, 3], 10**9), (3, 1, [3, 1, 2, 0], 30_000), (4, 4, [2, 3, 0, 1], 10**9)]
     ):
         monkeypatch.setattr("pipeline.steps.semantic_dedup._BIN_BYTES", bin_bytes)
         run = embedded_run(tmp_path / str(number), x_ND, workers=workers, threads=threads, order=order)
-        step = settings(neighbour_clusters=neighbours, keep="random", largest=60 if number else 1000)
+        step = settings(neighbour_clusters=2, keep="random", largest=100 if number else 1000)
         artifact = step.run(run)
         said.append((verdicts(run, artifact), artifact.info["removed"], artifact.info["group_sizes"]))
     assert said[0] == said[1] == said[2]
+
+
+def test_of_several_the_best_score_stays(tmp_path):
+    x_ND = np.tile(lumps(1, 8), (6, 1))
+    run = embedded_run(tmp_path, x_ND, shards=2)
+    parts = []
+    for sample_part, scores in zip(run.samples.parts, [[0.5, None, 0.25], [0.75, 0.75, 0.0]], strict=True):
+        table = pa.table({"score": pa.array(scores, pa.float64())})
+        draft = Part(sample_part.shard, sample_part.id, "", 0, 0, "")
+        parts.append(publish_part(run.store, "quality/x", draft, [table], table.schema))
+    run.artifacts["quality"] = Artifact("quality", "quality/x", tuple(parts))
+    said = verdicts(run, settings(clusters=1, keep="best_score", score="quality").run(run))
+    best = min(uid_of(3), uid_of(4)).hex()
+    assert [uid for uid, row in said.items() if row["kept"]] == [best]
+    assert all(row["duplicate_of"] == best and row["group_size"] == 6 for uid, row in said.items() if uid != best)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epsilon": 1e-4}, "greater than or equal to 0.0005"),
+        ({"metric": "euclidean"}, "metric must be spherical, since"),
+        ({"search": "two_level"}, "search must be exact, since"),
+        ({"merge": {"linkage": "average", "to": 2}}, "merge must be left out, since"),
+        ({"keep": "best_score"}, "must name a score with keep best_score only, got keep best_score, score None"),
+        ({"model": None}, "needs model"),
+    ],
+)
+def test_settings_that_cannot_be(values, message):
+    with pytest.raises(ValidationError, match=message):
+        settings(**values)

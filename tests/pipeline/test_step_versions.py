@@ -41,6 +41,7 @@ CLASSES = [UniqueUid, *classes_of(AnyStep)]
 PRUNE = [f"pipeline.steps.prune.{path.stem}" for path in sorted((ROOT / "pipeline/steps/prune").glob("[!_]*.py"))]
 READERS = [f"pipeline.readers.{path.stem}" for path in sorted((ROOT / "pipeline/readers").glob("[!_]*.py"))]
 MODELS = [f"pipeline.models.{path.stem}" for path in sorted((ROOT / "pipeline/models").glob("[!_]*.py"))]
+KMEANS = [f"pipeline.{name}" for name in ("kmeans", "kmeans_worker", "kmeans_keys", "first_centroids", "clustering")]
 
 BESIDE = {
     "exact_dedup": ["pipeline.uniqueness"],
@@ -54,7 +55,7 @@ STEPS: dict[str, tuple[int, list[str]]] = {
     step.model_fields["step"].annotation.__args__[0]: (step.version, [step.__module__]) for step in CLASSES
 }
 STEPS |= {
-    "clusters": (CLUSTERS_VERSION, ["pipeline.steps.clusters", "pipeline.kmeans"]),
+    "clusters": (CLUSTERS_VERSION, ["pipeline.steps.clusters", *KMEANS]),
     "embedding": (EMBEDDING_VERSION, ["pipeline.stream.chunks", "pipeline.stream.encode", *MODELS]),
     "samples": (SAMPLES_VERSION, ["pipeline.stream.chunks", *READERS]),
 }

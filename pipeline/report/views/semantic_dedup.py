@@ -28,6 +28,11 @@ from pipeline.run import Run
 from pipeline.spread import spread
 from pipeline.storage import Store
 
+_NOTE = (
+    "Near pairs connect samples into groups. Below, each group is shown by its first sample, which stays, and the most "
+    "similar of those that went for it."
+)
+
 _LARGEST, _DRAWN = 4, 4
 """Groups that are shown of each sort."""
 
@@ -118,7 +123,7 @@ def make_semantic_dedup(run: Run, step: Any) -> Deduplicated:
     artifact = run.artifacts[step.title]
     largest, drawn = choose_groups(run, f"{artifact.folder}/groups")
     return Deduplicated(
-        step_facts(run, step),
+        step_facts(run, step, _NOTE if largest else ""),
         epsilon=step.epsilon,
         removed=dict(zip(artifact.info["epsilons"], artifact.info["removed"], strict=True)),
         group_sizes=tuple(artifact.info["group_sizes"]),

@@ -132,7 +132,6 @@ def cluster_table(points: Sequence[Numbers]) -> Table:
     columns = (
         Heading("k"),
         Heading("inertia", help="mean of 1 - similarity to the own centroid"),
-        Heading("updates", help="of the centroids"),
         *(Heading(name, help="members of a cluster, among those that have any") for name in _QUANTILES),
         Heading("effective", help=_EFFECTIVE),
         Heading("in largest", help="share of the samples in the largest cluster"),
@@ -142,7 +141,6 @@ def cluster_table(points: Sequence[Numbers]) -> Table:
         (
             _count(p["k"]),
             Cell(f"{p['inertia']:.4f}", p["inertia"]),
-            _count(p["iterations"]),
             *(_count(p["sizes"][name]) for name in FiveNumbers._fields),
             Cell(f"{p['effective']:,.1f}", p["effective"]),
             _share(p["largest_share"]),
