@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK_BYTES = 1 << 27
-_LONGEST = 1 + 2.0**-11
-"""No stored row is longer: rounding a unit row to float16 changes each coordinate by at most this factor."""
+_ROUNDOFF = 2.0**-11, 2.0**-25
+"""What rounding to float16 changes of a coordinate at most: this share of it, or this much where it is tiny."""
 
 _SLACK = 1e-9  # far more than the rounding errors of a float64 product of rows shorter than 2
 
@@ -63,6 +63,7 @@ def near_border(
         epsilon: the largest that counts.
     """
     apart_D = own_D - other_D
-    furthest = math.sqrt(2 * _LONGEST**2 - 2 + 2 * epsilon)
+    longest = 1 + _ROUNDOFF[0] + math.sqrt(x_ND.shape[1]) * _ROUNDOFF[1]
+    furthest = math.sqrt(2 * longest**2 - 2 + 2 * epsilon)
     near_N: NDArray[np.bool_] = x_ND.astype(np.float64) @ apart_D <= furthest * np.linalg.norm(apart_D) + _SLACK
     return near_N

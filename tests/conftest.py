@@ -12,7 +12,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     """Ray on this machine for the tests of one module."""
-    ray.init(num_cpus=4, object_store_memory=400_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, object_store_memory=400_000_000, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()

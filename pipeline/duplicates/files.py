@@ -1,7 +1,7 @@
-"""What the tasks of a deduplication in turns leave for each other in the workspace, under `turns/`.
+"""What the tasks of a deduplication in turns leave for each other in the folder of their attempt, under `turns/`.
 
     rows/<bin>.arrow                     the rows of a bin: a record batch for each of its blocks, in their places
-    rows/<bin>.npz                       their keys, and where each block ends
+    rows/<bin>.npz                       their keys, where each block ends, and the copies of its rows
     state/<bin>-<turn>.npz               what is decided of them before a turn
     heard/<bin>-<turn>-<other bin>.npz   what some of them learn in a turn
     labels/<bin>.npz                     the group of each row among those of its block: its first member's position
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from operators.duplicates import Block, Heard, open_block
 from operators.near_pairs import screen
 from pipeline.columns import embeddings, fixed_binary
-from pipeline.duplicates.rows import Members
+from pipeline.duplicates.rows import Copies, Members
 from pipeline.storage import Store
 
 Arrays = dict[str, NDArray[Any]]
@@ -40,7 +40,7 @@ class Files:
 
     Attributes:
         store: the workspace.
-        folder: of the step's artifact.
+        folder: of the attempt.
     """
 
     store: Store
@@ -85,7 +85,7 @@ class Files:
         """Named arrays; not to be changed, as they are cached."""
         return _read(self.store, path)
 
-    def write_rows(self, bin_: int, blocks: list[Members]) -> None:
+    def write_rows(self, bin_: int, blocks: list[Members], copies: list[Copies]) -> None:
         """Writes the rows of a bin, one entry a block."""
         batches = [_batch(members) for members in blocks]
         sink = pa.BufferOutputStream()
@@ -95,11 +95,19 @@ class Files:
         self.store.replace(f"{self.rows(bin_)}.arrow", sink.getvalue().to_pybytes())
         key_N3 = np.concatenate([members.key_N3 for members in blocks])
         end_B = np.cumsum([len(members.key_N3) for members in blocks])
-        self.write(f"{self.rows(bin_)}.npz", {"key_N3": key_N3, "end_B": end_B})
+        start_B = [0, *end_B[:-1].tolist()]
+        placed = [part._replace(of_M=part.of_M + start) for part, start in zip(copies, start_B, strict=True)]
+        joined = Copies(*map(np.concatenate, zip(*placed, strict=True)))
+        self.write(f"{self.rows(bin_)}.npz", {"key_N3": key_N3, "end_B": end_B, **joined._asdict()})
 
     def keys(self, bin_: int) -> NDArray[np.uint64]:
         """key_N3 of a bin's rows."""
         return self.read(f"{self.rows(bin_)}.npz")["key_N3"]
+
+    def copies(self, bin_: int) -> Copies:
+        """The copies of a bin's rows."""
+        arrays = self.read(f"{self.rows(bin_)}.npz")
+        return Copies(*(arrays[name] for name in Copies._fields))
 
     def span(self, bin_: int, place: int) -> slice:
         """Where the rows of a block stand among those of its bin."""

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.duplicates import GOES, STAYS, Block, Rule
+from operators.duplicates import GOES, Block, Rule, distinct_rows
+from operators.embeddings import cosine_pairs
 from operators.uids import join_uids, split_uids
 from pipeline.artifact import parquet_bytes
 from pipeline.columns import embeddings, fixed_binary, uid_rows
@@ -39,9 +40,15 @@ GROUPS = pa.schema([("group", pa.string()), ("size", pa.int64()), ("uid", pa.str
 """The members of every group of two or more; a group is called by the uid of its first member."""
 
 REPORT = pa.schema(
-    [("path", pa.string()), ("rows", pa.int64()), ("removed", pa.list_(pa.int64())), ("sizes", pa.list_(pa.int64()))]
+    [
+        ("path", pa.string()),
+        ("rows", pa.int64()),
+        ("groups", pa.string()),
+        ("removed", pa.list_(pa.int64())),
+        ("sizes", pa.list_(pa.int64())),
+    ]
 )
-"""What the driver hears of a bin: its findings, rows that go at each epsilon, groups by log2 of their size."""
+"""What the driver hears of a bin: its findings, its groups, rows that go at each epsilon, groups by log2 of size."""
 
 SIZES = 40
 
@@ -52,7 +59,7 @@ class Job:
 
     Attributes:
         store: the workspace.
-        folder: of the step's artifact.
+        folder: of this attempt; nobody else writes there.
         layout: the blocks.
         rule: how they are decided.
         clusters: path of the centroids.
@@ -88,6 +95,26 @@ class Members(NamedTuple):
         return Members(self.x_ND[chosen], self.key_N3[chosen], self.unit_N[chosen], self.row_N[chosen])
 
 
+class Copies(NamedTuple):
+    """Rows of a block that equal an earlier one byte for byte: they follow it, and are compared with nobody.
+
+    Attributes:
+        of_M: int64, positions of those that they equal.
+        key_M3, unit_M, row_M: as in `Members`.
+        similarity_M: float64, the exact cosine of a row with itself.
+    """
+
+    of_M: NDArray[np.int64]
+    key_M3: NDArray[np.uint64]
+    unit_M: NDArray[np.int32]
+    row_M: NDArray[np.int64]
+    similarity_M: NDArray[np.float64]
+
+    def take(self, chosen: NDArray[np.bool_]) -> "Copies":
+        """Some of the copies."""
+        return Copies(*(array[chosen] for array in self))  # type: ignore[arg-type]
+
+
 def produce(job: Job, item: tuple[int, Unit]) -> pa.Table:
     """The rows of one shard that have an embedding, each with its bin."""
     index, unit = item
@@ -110,8 +137,8 @@ def produce(job: Job, item: tuple[int, Unit]) -> pa.Table:
     )
 
 
-def split_blocks(table: pa.Table) -> Iterator[tuple[int, Members]]:
-    """Each block of a table with its members, blocks ascending."""
+def split_blocks(table: pa.Table) -> Iterator[tuple[int, Members, Copies]]:
+    """Each block of a table with its distinct members and their copies, blocks ascending."""
     block_N = table["block"].to_numpy()
     key_N3 = np.stack([table[name].to_numpy() for name in ("value", "high", "low")], axis=1)
     unit_N, row_N = table["unit"].to_numpy(), table["row"].to_numpy()
@@ -119,7 +146,34 @@ def split_blocks(table: pa.Table) -> Iterator[tuple[int, Members]]:
     order_N = np.lexsort((*key_N3.T[::-1], block_N))
     ends = np.flatnonzero(np.diff(block_N[order_N])) + 1
     for here in np.split(order_N, ends) if len(order_N) else []:
-        yield int(block_N[here[0]]), Members(x_ND, key_N3, unit_N, row_N).take(here)
+        yield int(block_N[here[0]]), *_part_copies(Members(x_ND, key_N3, unit_N, row_N).take(here))
+
+
+def _part_copies(members: Members) -> tuple[Members, Copies]:
+    distinct_M, equal_N = distinct_rows(members.x_ND)
+    is_copy_N = np.ones(len(equal_N), dtype=bool)
+    is_copy_N[distinct_M] = False
+    copies_M = np.flatnonzero(is_copy_N)
+    twins_MD = members.x_ND[copies_M]
+    return members.take(distinct_M), Copies(
+        equal_N[copies_M],
+        members.key_N3[copies_M],
+        members.unit_N[copies_M],
+        members.row_N[copies_M],
+        cosine_pairs(twins_MD, twins_MD),
+    )
+
+
+def group_sizes(label_N: NDArray[np.int64], of_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """size_N: how many rows the group of each row has, copies included.
+
+    Args:
+        label_N: int64, the group of each distinct row, a position among them.
+        of_M: int64, the rows that copies equal.
+    """
+    counts_G = np.bincount(label_N, minlength=len(label_N)) + np.bincount(label_N[of_M], minlength=len(label_N))
+    sizes_N: NDArray[np.int64] = counts_G[label_N]
+    return sizes_N
 
 
 class Results:
@@ -132,38 +186,57 @@ class Results:
         self._removed = np.zeros(len(job.rule.threshold_E), np.int64)
         self._sizes = np.zeros(SIZES, np.int64)
 
-    def add(self, members: Members, block: Block, group_N2: NDArray[np.uint64], size_N: NDArray[np.int64]) -> None:
+    def add(
+        self, members: Members, copies: Copies, block: Block, group_N2: NDArray[np.uint64], size_N: NDArray[np.int64]
+    ) -> None:
         """Takes in a decided block.
 
         Args:
-            members: its rows.
-            block: what was decided of them.
+            members: its distinct rows.
+            copies: of them.
+            block: what was decided of the distinct rows.
             group_N2: uint64, halves of the uid of the first member of each row's group.
-            size_N: int64, members of the group.
+            size_N: int64, members of the group, copies included.
         """
-        status_N = block.status_EN[self._job.rule.chosen]
-        self._removed += (block.status_EN == GOES).sum(axis=1)
-        goes_M = np.flatnonzero(status_N == GOES)
-        first_M3 = block.first_N3[goes_M]
-        columns = [members.unit_N[goes_M], members.row_N[goes_M], first_M3[:, 1], first_M3[:, 2]]
-        self._found.append(pa.table([*columns, block.similarity_N[goes_M], size_N[goes_M]], schema=FOUND))
+        goes_N = block.status_EN[self._job.rule.chosen] == GOES
+        self._removed += (block.status_EN == GOES).sum(axis=1) + len(copies.of_M)
+        goes_M, of_M = np.flatnonzero(goes_N), copies.of_M
+        follows_M = goes_N[of_M]
+        first_M3 = np.where(follows_M[:, None], block.first_N3[of_M], members.key_N3[of_M])
+        similarity_M = np.where(follows_M, block.similarity_N[of_M], copies.similarity_M)
+        for unit_M, row_M, first, similarity, size in (
+            (
+                members.unit_N[goes_M],
+                members.row_N[goes_M],
+                block.first_N3[goes_M],
+                block.similarity_N[goes_M],
+                size_N[goes_M],
+            ),
+            (copies.unit_M, copies.row_M, first_M3, similarity_M, size_N[of_M]),
+        ):
+            self._found.append(pa.table([unit_M, row_M, first[:, 1], first[:, 2], similarity, size], schema=FOUND))
         many_M = np.flatnonzero(size_N > 1)
-        uid_M2 = members.key_N3[many_M, 1:]
-        columns = [_hex(group_N2[many_M]), size_N[many_M], _hex(uid_M2), status_N[many_M] == STAYS]
-        self._groups.append(pa.table(columns, schema=GROUPS))
-        leads_M = many_M[(uid_M2 == group_N2[many_M]).all(axis=1)]
+        for group_M2, size_M, key_M3, stays_M in (
+            (group_N2[many_M], size_N[many_M], members.key_N3[many_M], ~goes_N[many_M]),
+            (group_N2[of_M], size_N[of_M], copies.key_M3, np.zeros(len(of_M), dtype=bool)),
+        ):
+            columns = [_hex(group_M2), size_M, _hex(key_M3[:, 1:]), stays_M]
+            self._groups.append(pa.table(columns, schema=GROUPS))
+        leads_M = many_M[(members.key_N3[many_M, 1:] == group_N2[many_M]).all(axis=1)]
         self._sizes += np.bincount(np.frexp(size_N[leads_M])[1] - 1, minlength=SIZES)
 
     def write(self, bin_: int) -> pa.Table:
         """Writes what was found and tells of it."""
         job = self._job
         groups = pa.concat_tables([GROUPS.empty_table(), *self._groups])
-        if groups.num_rows:
-            job.store.replace(f"{job.folder}/groups/{bin_:06d}.parquet", parquet_bytes(groups))
+        groups_path = f"{job.folder}/groups/{bin_:06d}.parquet" if groups.num_rows else None
+        if groups_path:
+            job.store.replace(groups_path, parquet_bytes(groups))
         found = pa.concat_tables([FOUND.empty_table(), *self._found])
         receipt = write_found(job.store, f"{job.folder}/found/{bin_:06d}.parquet", found)
         path, rows = (receipt[name].to_pylist() or [None] for name in receipt.column_names)
-        return pa.table([path, rows, [self._removed.tolist()], [self._sizes.tolist()]], schema=REPORT)
+        columns = [path, rows, [groups_path], [self._removed.tolist()], [self._sizes.tolist()]]
+        return pa.table(columns, schema=REPORT)
 
 
 def _hex(uid_N2: NDArray[np.uint64]) -> Sequence[str]:

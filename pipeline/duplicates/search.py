@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from operators.duplicates import Groups, open_block, settle
 from operators.near_pairs import screen
-from pipeline.duplicates.rows import FOUND, REPORT, Job, Results, produce, split_blocks
+from pipeline.duplicates.rows import FOUND, REPORT, Job, Results, group_sizes, produce, split_blocks
 from pipeline.duplicates.turns import decide_in_turns
 from pipeline.findings import Findings, bring_home
 from pipeline.run import Plan
@@ -23,11 +23,13 @@ class Duplicates:
 
     Attributes:
         findings: the rows that go, by shard.
+        groups: the files that tell of groups.
         removed: how many rows go at each epsilon.
         sizes: how many groups have 2 to 3, 4 to 7, 8 to 15, ... members.
     """
 
     findings: Findings
+    groups: Sequence[str]
     removed: Sequence[int]
     sizes: Sequence[int]
 
@@ -40,7 +42,7 @@ def find_duplicates(plan: Plan, job: Job) -> Duplicates:
         job: of this deduplication.
     """
     run = plan.run
-    findings = Findings(run.store, f"{plan.folder}/duplicates", tuple(unit.shard for unit in plan.units), FOUND)
+    findings = Findings(run.store, f"{job.folder}/duplicates", tuple(unit.shard for unit in plan.units), FOUND)
     if len(job.layout.pair_P2):
         reports = decide_in_turns(plan, job)
     else:
@@ -55,9 +57,10 @@ def find_duplicates(plan: Plan, job: Job) -> Duplicates:
         )
     report = pa.concat_tables([REPORT.empty_table(), *reports])
     bring_home(findings, report.filter(report["path"].is_valid()).select(["path", "rows"]), run.workers)
-    run.store.remove(f"{plan.folder}/found")
+    run.store.remove(f"{job.folder}/found")
     removed_E, sizes = (np.array(report[name].to_pylist()).sum(axis=0) for name in ("removed", "sizes"))
-    return Duplicates(findings, removed_E.tolist(), np.trim_zeros(sizes[1:], "b").tolist())
+    groups = sorted(report["groups"].drop_null().to_pylist())
+    return Duplicates(findings, groups, removed_E.tolist(), np.trim_zeros(sizes[1:], "b").tolist())
 
 
 def decide(job: Job, table: pa.Table) -> pa.Table:
@@ -65,11 +68,11 @@ def decide(job: Job, table: pa.Table) -> pa.Table:
     reports = [REPORT.empty_table()]
     for bin_ in pc.unique(table[PARTITION]).to_pylist():
         results = Results(job)
-        for _, members in split_blocks(table.filter(pc.equal(table[PARTITION], bin_))):
+        for _, members, copies in split_blocks(table.filter(pc.equal(table[PARTITION], bin_))):
             groups = Groups.singles(len(members.key_N3))
             block = open_block(screen(members.x_ND), members.key_N3, len(job.rule.threshold_E))
             block = settle(block, None, job.rule, groups)
-            sizes_N = np.bincount(groups.label_N, minlength=len(members.key_N3))[groups.label_N]
-            results.add(members, block, members.key_N3[groups.label_N, 1:], sizes_N)
+            sizes_N = group_sizes(groups.label_N, copies.of_M)
+            results.add(members, copies, block, members.key_N3[groups.label_N, 1:], sizes_N)
         reports.append(results.write(bin_))
     return pa.concat_tables(reports)

@@ -21,11 +21,12 @@ _SPARE = 2
 Ints = NDArray[np.int64]
 
 
-def split_giants(plan: Plan, sizes_K: Ints, largest: int) -> Mapping[int, tuple[Split, Ints]]:
+def split_giants(plan: Plan, folder: str, sizes_K: Ints, largest: int) -> Mapping[int, tuple[Split, Ints]]:
     """Cuts every cluster of more than `largest` rows.
 
     Args:
-        plan: reads `cluster` and `embedding`.
+        plan: reads `cluster` and `embedding`, whole, once for each giant.
+        folder: of this attempt.
         sizes_K: rows of each cluster.
         largest: rows of a block, more or less.
 
@@ -33,19 +34,18 @@ def split_giants(plan: Plan, sizes_K: Ints, largest: int) -> Mapping[int, tuple[
         by cluster: how it is cut, and how many rows each part has.
     """
     return {
-        int(cluster): _split(plan, int(cluster), int(sizes_K[cluster]), largest)
+        int(cluster): _split(plan, f"{folder}/splits/{cluster:06d}.npz", (int(cluster), int(sizes_K[cluster])), largest)
         for cluster in np.flatnonzero(sizes_K > largest)
     }
 
 
-def _split(plan: Plan, cluster: int, rows: int, largest: int) -> tuple[Split, Ints]:
+def _split(plan: Plan, path: str, giant: tuple[int, int], largest: int) -> tuple[Split, Ints]:
     from pipeline.kmeans import fit  # imports torch
 
-    run = plan.run
+    run, (cluster, rows) = plan.run, giant
     loaders = plan.blocks(plan.groups(max(1, run.workers // run.threads)), partial(_load_cluster, cluster))
-    settings = KMeansSettings(clusters=_SPARE * -(-rows // largest), iterations=_ITERATIONS)
+    settings = KMeansSettings(clusters=min(_SPARE * -(-rows // largest), rows), iterations=_ITERATIONS)
     fitted = fit(loaders, settings, seed=run.seed, threads=run.threads)
-    path = f"{plan.folder}/splits/{cluster:06d}.npz"
     sink = io.BytesIO()
     np.savez(sink, centroids_KD=fitted.centroids_KD)
     run.store.replace(path, sink.getvalue())

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from operators.duplicates import Block, Groups, Heard, compare, is_over, settle
 from pipeline.duplicates.files import Files, fresh_block, letter, read_block, read_letter, write_state
-from pipeline.duplicates.rows import Job, Results, produce, split_blocks
+from pipeline.duplicates.rows import Job, Results, group_sizes, produce, split_blocks
 from pipeline.run import Plan
 from pipeline.shuffle import PARTITION, shuffle
 from pipeline.spread import spread
@@ -26,7 +26,6 @@ Ints = NDArray[np.int64]
 def decide_in_turns(plan: Plan, job: Job) -> list[pa.Table]:
     """Decides every row of the pool; gives a report of each bin."""
     workers, files = plan.run.workers, Files(job.store, job.folder)
-    job.store.remove(files.root)
     items = list(enumerate(plan.units))
     written = shuffle(
         items, partial(produce, job), partial(write_bins, job), partitions=job.layout.bins, workers=workers
@@ -56,10 +55,12 @@ def write_bins(job: Job, table: pa.Table) -> pa.Table:
     bins = pc.unique(table[PARTITION]).to_pylist()
     for bin_ in bins:
         rows = table.filter(pc.equal(table[PARTITION], bin_))
-        found = dict(split_blocks(rows))
-        none = next(iter(found.values())).take(slice(0, 0))
-        members = [found.get(int(block), none) for block in job.layout.blocks_in(bin_)]
-        files.write_rows(bin_, members)
+        found = {block: (members, copies) for block, members, copies in split_blocks(rows)}
+        some, copied = next(iter(found.values()))
+        none = some.take(slice(0, 0)), copied.take(np.zeros(len(copied.of_M), dtype=bool))
+        blocks = [found.get(int(block), none) for block in job.layout.blocks_in(bin_)]
+        members = [rows for rows, _ in blocks]
+        files.write_rows(bin_, members, [copies for _, copies in blocks])
         write_state(files, bin_, 0, [fresh_block(rows, len(job.rule.threshold_E)) for rows in members])
     return pa.table({"bin": pa.array(bins, pa.int32())})
 
@@ -79,9 +80,10 @@ def compare_bin(job: Job, turn: int, bins: frozenset[int], bin_: int) -> tuple[i
         other = int(homes[i])
         if other not in bins:
             continue
-        left, right = _Side(job, bin_, turn, pairs[i]), _Side(job, other, turn, pairs[i, ::-1])
-        if not (left.is_open or right.is_open):
+        sides = (bin_, pairs[i]), (other, pairs[i, ::-1])
+        if not any(_is_open(job, home, turn, int(pair[0])) for home, pair in sides):
             continue
+        left, right = (_Side(job, home, turn, pair) for home, pair in sides)
         *heard, (left_H, right_H) = compare(left.block, right.block, job.rule)
         for side, learnt in zip((left, right), heard, strict=True):
             told_M = np.flatnonzero(learnt.told_N)
@@ -108,10 +110,12 @@ class _Side:
         self.at_M = near_M + files.span(bin_, place).start
         self.block = block.take(near_M)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether anything has changed since the blocks were last compared."""
-        return bool(self.block.open_N.any())
+
+def _is_open(job: Job, bin_: int, turn: int, block: int) -> bool:
+    """Whether anything of a block has changed since it was last compared."""
+    files = Files(job.store, job.folder)
+    here = files.span(bin_, int(job.layout.place_L[block]))
+    return bool(files.read(files.state(bin_, turn))["open_N"][here].any())
 
 
 def settle_bin(job: Job, turn: int, inbox: tuple[int, Sequence[int]]) -> bool:
@@ -158,7 +162,7 @@ def join_groups(job: Job, links: Sequence[tuple[int, int]]) -> set[int]:
     for bin_ in bins:
         here_G = group_G2[:, 0] == bin_
         label_N = files.read(files.labels(bin_))["label_N"]
-        size_G[here_G] = np.bincount(label_N, minlength=len(label_N))[group_G2[here_G, 1]]
+        size_G[here_G] = group_sizes(label_N, files.copies(bin_).of_M)[group_G2[here_G, 1]]
         key_G3[here_G] = files.keys(bin_)[group_G2[here_G, 1]]
     total_G = np.bincount(part_G, weights=size_G).astype(np.int64)[part_G] if len(part_G) else size_G
     order_G = np.lexsort((*key_G3.T[::-1], part_G))
@@ -176,7 +180,8 @@ def report_bin(job: Job, turn: int, asked: tuple[int, bool]) -> pa.Table:
     files = Files(job.store, job.folder)
     label_N = files.read(files.labels(bin_))["label_N"]
     uid_N2 = files.keys(bin_)[label_N, 1:]
-    size_N = np.bincount(label_N, minlength=len(label_N))[label_N]
+    copies = files.copies(bin_)
+    size_N = group_sizes(label_N, copies.of_M)
     if is_joined:
         joined = files.read(files.joined(bin_))
         at_N = np.searchsorted(joined["label_G"], label_N).clip(max=len(joined["label_G"]) - 1)
@@ -186,7 +191,9 @@ def report_bin(job: Job, turn: int, asked: tuple[int, bool]) -> pa.Table:
     for place in range(len(job.layout.blocks_in(bin_))):
         members, block = read_block(files, bin_, turn, place)
         here = files.span(bin_, place)
-        results.add(members, block, uid_N2[here], size_N[here])
+        ours = copies.take((here.start <= copies.of_M) & (copies.of_M < here.stop))
+        ours = ours._replace(of_M=ours.of_M - here.start)
+        results.add(members, ours, block, uid_N2[here], size_N[here])
     return results.write(bin_)
 
 

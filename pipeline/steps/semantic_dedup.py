@@ -5,13 +5,14 @@ their stored embeddings is greater than 1 - epsilon. `operators.duplicates` says
 
 Reads a model's image embeddings and, for `keep: best_score`, a score. Verdict reason: `semantic_duplicate`. Details:
 `duplicate_of` (in `cover` mode a sample that stays), `similarity` to it, `group_size` (members of the connected group).
-A sample without an embedding is near nothing and stays. Beside the verdicts lies `groups/`: Parquet files with a row
-for each member of each group of two or more: `group` (the uid of its first member), `size`, `uid`, `kept`.
+A sample without an embedding is near nothing and stays.
 
-The manifest's info has the curve: `epsilons`, ascending, and how many samples each would have `removed`; and
-`group_sizes`: how many groups have 2 to 3, 4 to 7, 8 to 15, ... members.
+The manifest's info has the curve: `epsilons`, ascending, and how many samples each would have `removed`;
+`group_sizes`: how many groups have 2 to 3, 4 to 7, 8 to 15, ... members; and `groups`: Parquet files in the workspace
+with a row for each member of each group of two or more: `group` (the uid of its first member), `size`, `uid`, `kept`.
 """
 
+import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -37,6 +38,8 @@ Epsilon = Annotated[float, Field(ge=5e-4, le=0.5)]
 """1 - cosine. Stored rows have lengths within about 5e-4 of 1, so less says nothing of the images."""
 
 Keep = Literal["hard", "easy", "random", "best_score"]
+
+_REASON = "semantic_duplicate"
 
 _BIN_BYTES = 400 * 2**20
 """What the rows that travel together may take in a task."""
@@ -119,13 +122,14 @@ class SemanticDedup(NearestClustered):
 
         run = plan.run
         epsilons = sorted({self.epsilon, *self.epsilons})
-        splits = split_giants(plan, fit.sizes_K, self.largest)
+        folder = f"{plan.folder}/attempt-{uuid.uuid4().hex}"
+        splits = split_giants(plan, folder, fit.sizes_K, self.largest)
         neighbours_P2 = neighbour_pairs(fit.centroids_KD, self.neighbour_clusters)
         at_most = max(1, _BIN_BYTES // (8 * fit.centroids_KD.shape[1] + 200))
         rows_per_bin = min(at_most, max(_WORTH_A_TASK, -(-int(fit.sizes_K.sum()) // (2 * run.workers))))
         job = Job(
             store=run.store,
-            folder=plan.folder,
+            folder=folder,
             layout=lay_out(fit.sizes_K, splits, neighbours_P2, rows_per_bin),
             rule=Rule(self.mode, thresholds(np.array(epsilons)), epsilons.index(self.epsilon), run.threads),
             clusters=clusters,
@@ -133,8 +137,17 @@ class SemanticDedup(NearestClustered):
             priority=partial(priority, self.keep, run.seed, self.title),
         )
         found = find_duplicates(plan, job)
-        info = {"epsilons": epsilons, "removed": found.removed, "group_sizes": found.sizes, "clusters": clusters}
-        return plan.map_verdicts(partial(judge, found.findings), info=info)
+        info = {
+            "epsilons": epsilons,
+            "removed": found.removed,
+            "groups": found.groups,
+            "group_sizes": found.sizes,
+            "clusters": clusters,
+        }
+        artifact = plan.map_verdicts(partial(judge, found.findings), info=info)
+        dropped, removed = artifact.totals("dropped").get(_REASON, 0), found.removed[job.rule.chosen]
+        assert dropped == removed, f"{dropped} rows were dropped, {removed} found to be duplicates"
+        return artifact
 
 
 def priority(keep: Keep, seed: int, title: str, table: pa.Table) -> NDArray[np.uint64]:
@@ -165,4 +178,4 @@ def judge(findings: Findings, table: pa.Table) -> Verdicts:
         "group_size": found["group_size"].combine_chunks().take(index),
     }
     details = pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
-    return Verdicts(kept_N, reasons(kept_N, "semantic_duplicate"), details)
+    return Verdicts(kept_N, reasons(kept_N, _REASON), details)

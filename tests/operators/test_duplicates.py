@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
 from operators import duplicates, near_pairs
-from operators.duplicates import GOES, LAST_KEY, STAYS, Block, Groups, Heard, Rule, compare, is_over, open_block, settle
+from operators.duplicates import GOES, LAST_KEY, STAYS, Block, Groups, Heard, Rule, compare, distinct_rows, is_over, open_block, settle
 from operators.embeddings import to_unit_float16
 from operators.near_pairs import screen, thresholds
 
@@ -158,3 +158,11 @@ def test_any_cut_into_blocks_agrees_with_the_oracle(mode, seed, rows, blocks, th
         groups.join(rows_B, rows_B[inside.label_N])
     pairs = set(zip(groups.label_N.tolist(), expected[rule.chosen][2].tolist(), strict=True))
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+def test_distinct_rows():
+    x_ND = np.array([[0.6, 0.8], [1, 0], [0.6, 0.8], [0, 1], [1, 0]], dtype=np.float16)
+    distinct_M, equal_N = distinct_rows(x_ND)
+    np.testing.assert_array_equal(distinct_M, [0, 1, 3])
+    np.testing.assert_array_equal(equal_N, [0, 1, 0, 2, 1])
+    assert [len(part) for part in distinct_rows(x_ND[:0])] == [0, 0]

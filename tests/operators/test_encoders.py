@@ -336,11 +336,11 @@ def test_colours_ycbcr_centres_brightness_and_halves_colour():
 
 def test_colours_ycbcr_are_those_of_jpeg_and_a_plain_image_has_a_direction():
     settings = PixelsSettings(library="pixels", size=2, colours="ycbcr")
-    images = [Image.new("RGB", (9, 5), colour) for colour in ((254, 0, 0), (0, 0, 0), (255, 255, 255))]
+    images = [Image.new("RGB", (9, 5), colour) for colour in ((255, 0, 0), (0, 0, 0), (255, 255, 255))]
     pixels = np.stack([PixelsPreprocessor(settings).image(image) for image in images])
-    np.testing.assert_array_equal(pixels[:, 0, 0], [[76, 85, 255], [0, 128, 128], [255, 128, 128]])
+    np.testing.assert_array_equal(pixels[:, 0, 0], [[76, 84, 255], [0, 128, 128], [255, 128, 128]])
     red, black, white = PixelsEncoder(settings).encode_images(pixels)
-    np.testing.assert_array_equal(red, [40, -21.5, 63.5] * 4)
+    np.testing.assert_array_equal(red, [40, -22, 63.5] * 4)
     np.testing.assert_array_equal(black, [40, 0, 0] * 4)
     np.testing.assert_array_equal(white, black)
 

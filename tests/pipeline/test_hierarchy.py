@@ -46,7 +46,7 @@ LEVELLED = KMeansSettings(clusters=30, iterations=3, levels=(8, 3), resampling=R
 @pytest.fixture(scope="module", autouse=True)
 def ray_cluster() -> Iterator[None]:
     # For 7 actors at once: these CPUs are a count for the scheduler, not processors.
-    ray.init(num_cpus=7, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=7, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -121,7 +121,7 @@ class Deduplicated(Verdicts):
 def make_semantic_dedup(run: Run, step: Any) -> Deduplicated:
     """The view of a `semantic_dedup` step."""
     artifact = run.artifacts[step.title]
-    largest, drawn = choose_groups(run, f"{artifact.folder}/groups")
+    largest, drawn = choose_groups(run, artifact.info["groups"])
     return Deduplicated(
         step_facts(run, step, _NOTE if largest else ""),
         epsilon=step.epsilon,
@@ -151,17 +151,15 @@ def removed_chart(removed: Mapping[float, int], rows_in: int, note: str, chosen:
     return Chart("Share removed by epsilon", svg, note)
 
 
-def choose_groups(run: Run, folder: str) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+def choose_groups(run: Run, paths: Sequence[str]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """The groups to show, the same ones for any number of workers: the largest, and some drawn at random.
 
     Args:
         run: the run.
-        folder: of the files that `semantic_dedup` leaves about its groups.
+        paths: of the files that `semantic_dedup` leaves about its groups.
     """
     found: list[Group] = []
-    for groups in spread(
-        partial(_candidates, run.store, run.seed), sorted(run.store.find(folder)), workers=run.workers
-    ):
+    for groups in spread(partial(_candidates, run.store, run.seed), paths, workers=run.workers):
         found = _shortlist([*found, *groups])
     largest = sorted(found)[:_LARGEST]
     drawn = sorted((group for group in found if group not in largest), key=lambda group: group.hash)
