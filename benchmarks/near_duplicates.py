@@ -1,7 +1,7 @@
 """What `exact_dedup` and `semantic_dedup` find of the duplicates in a generated pool, whose truth is known.
 
-    python -m benchmarks.near_duplicates [--samples 3000] [--seed 0] [--clusters 50] [--neighbours 0 1 3]
-                                         [--pictures 6000] [--epochs 20] [--threads 4]
+    python -m benchmarks.near_duplicates [--samples 3000] [--seed 3] [--clusters 50] [--neighbours 0 1 3]
+                                         [--pictures 16000] [--epochs 8] [--threads 4] [--weights FILE]
 
 A curation for each epsilon, with two models: `pixels`, and a small vision transformer that is trained here on the
 pictures of another pool, to tell them apart whatever the edits (NT-Xent: Chen et al. 2020, 2002.05709, without its
@@ -49,16 +49,17 @@ if TYPE_CHECKING:
     import torch
 
 PIXELS = {"library": "pixels", "size": 16, "colours": "ycbcr"}
-ENCODER = {"library": "timm", "name": "test_vit3", "image_size": 64}
+ENCODER = {"library": "timm", "name": "test_vit3", "image_size": 96}
 EPSILON = {"pixels": 0.006, "encoder": 0.03}
-"""Chosen on pools of other seeds than the default."""
+"""Chosen on the pools of seeds 0, 1 and 2, none of which is the default."""
 EPSILONS = {"pixels": (0.002, 0.004, 0.006, 0.008, 0.012), "encoder": (0.01, 0.02, 0.03, 0.05, 0.08)}
 
 COPIES = ("recompressed", "resized")
 """The edits that the target is about: what they leave is the same picture to anyone."""
 
-VIEWS = 4
-BATCH, TEMPERATURE, RATE = 256, 0.1, 2e-3
+VIEWS = 3
+BATCH, TEMPERATURE, RATE = 256, 0.07, 2e-3
+OTHER_SEED = 1_000
 ALL_DIFFERENT = {"exact_fraction": 0.0, "near_fraction": 0.0, "zipf_exponent": 0.0}
 """To train on: no duplicates, since they would be told apart too, and as many pictures of each concept."""
 
@@ -66,17 +67,19 @@ ALL_DIFFERENT = {"exact_fraction": 0.0, "near_fraction": 0.0, "zipf_exponent": 0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=3_000)
-    parser.add_argument("--seed", type=int, default=0, help="of the pool; the encoder is trained on another one's")
+    parser.add_argument("--seed", type=int, default=3, help="of the pool")
     parser.add_argument("--clusters", type=int, default=50)
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 3], help="the last one gives the curve")
-    parser.add_argument("--pictures", type=int, default=6_000, help="to train on")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--pictures", type=int, default=16_000, help="to train on")
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--weights", type=Path, help="of the encoder; trained and written there if there are none")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder, "encoder.safetensors")
-        others = PoolSettings(samples=options.pictures, seed=options.seed + 1_000, broken=False, **ALL_DIFFERENT)
-        train(weights, others, options.epochs, options.threads)
+        weights = options.weights or Path(folder, "encoder.safetensors")
+        if not weights.exists():
+            others = PoolSettings(samples=options.pictures, seed=OTHER_SEED, broken=False, **ALL_DIFFERENT)
+            train(weights, others, options.epochs, options.threads)
         pool = PoolSettings(samples=options.samples, seed=options.seed, broken=False)
         truth = Truth(generate_pool(Path(folder, "data"), pool))
         models = {"pixels": PIXELS, "encoder": ENCODER | {"weights": str(weights)}}
@@ -243,15 +246,18 @@ def train(path: Path, settings: PoolSettings, epochs: int, threads: int) -> None
 
     started = time.perf_counter()
     with ProcessPoolExecutor(threads, mp_context=multiprocessing.get_context("spawn")) as pool:
+        size = ENCODER["image_size"]
+        views_NVHWC = torch.empty((settings.samples, VIEWS, size, size, 3), dtype=torch.uint8)
         drawn = pool.map(partial(draw_views, settings), range(settings.samples), chunksize=50)
-        views_NVHWC = torch.from_numpy(np.stack(list(drawn)))
+        for i, views_VHWC in enumerate(drawn):
+            views_NVHWC[i] = torch.from_numpy(views_VHWC)
     print(f"{settings.samples} pictures in {VIEWS} views: {time.perf_counter() - started:.0f} s", flush=True)
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     record = timm.get_pretrained_cfg(ENCODER["name"])
     mean, std = (255 * torch.tensor(levels) for levels in (record.mean, record.std))
-    model = timm.create_model(ENCODER["name"], num_classes=0, img_size=ENCODER["image_size"])
+    model = timm.create_model(ENCODER["name"], num_classes=0, img_size=size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
     batches = settings.samples // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * batches, pct_start=0.1)
@@ -299,7 +305,7 @@ def _copy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         side = min(image.size)
         scale = np.exp(rng.uniform(np.log(min(32, side) / side), 0))
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    for edit, chance in (("brightened", 0.25), ("cropped", 0.15), ("mirrored", 0.15)):
+    for edit, chance in (("brightened", 0.2), ("cropped", 0.1), ("mirrored", 0.1)):
         if rng.random() < chance:
             image = edit_image(image, edit, rng)
     return decode_image(encode_image(image, "jpg" if rng.random() < 0.5 else "webp", int(rng.integers(20, 50))))

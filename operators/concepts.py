@@ -61,7 +61,9 @@ def merge_clusters(
     """
     check_merge(len(centroids_KD), to)
     distance_P = pair_distances(centroids_KD, "cosine")
-    merges_M4 = merge_tree(np.sqrt(2 * distance_P) if linkage == "ward" else distance_P, linkage)
+    if linkage == "ward":  # in place: scipy makes a copy already, and a third one would take half as much again
+        np.sqrt(np.multiply(distance_P, 2.0, out=distance_P), out=distance_P)
+    merges_M4 = merge_tree(distance_P, linkage)
     wanted = to if to is not None else clusters_beyond(merges_M4, distance or 0.0)
     concept_K = cut_tree(merges_M4, wanted)
     return Concepts(concept_K.astype(np.int32), merges_M4, *_join(centroids_KD, rows, concept_K))

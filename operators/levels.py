@@ -59,6 +59,7 @@ def cluster_level(
         centroids_KD: float64 unit rows on the 2^-28 grid.
         parent_N: int32, the cluster of each row.
     """
+    assert 1 <= k <= len(below_ND), (k, len(below_ND))
     x_ND, _ = to_unit_float16(below_ND)
     centroids_KD = _fit(x_ND, np.arange(len(x_ND)), k, effort.iterations, seed, threads)
     for number in range(effort.rounds):

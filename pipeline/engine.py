@@ -15,6 +15,7 @@ import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators.errors import ConfigError
+from pipeline.placement import check_threads
 
 _STDERR = 2
 
@@ -52,7 +53,7 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
         if not joined:
             stack.callback(ray.shutdown)
             _connect(resources, address or os.environ.get("RAY_ADDRESS"))
-        _check_threads(resources.threads)
+        check_threads(resources.threads)
         # Progress is shown by the jobs themselves; Ray Data would draw its own bars and log that it does not.
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -123,10 +124,3 @@ def _importable_in_workers() -> Iterator[None]:
         del os.environ["PYTHONPATH"]
         if before is not None:
             os.environ["PYTHONPATH"] = before
-
-
-def _check_threads(threads: int) -> None:
-    """Raises ConfigError where no node could ever run a worker of so many threads: Ray would wait for one."""
-    cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    if threads > cpus:
-        raise ConfigError(f"resources.threads must be at most the {cpus} CPUs of the largest node, got {threads}")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import ray
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.errors import InputError
-from operators.hac import Linkage
+from operators.hac import MAX_ROWS, Linkage
 from pipeline.resampling import Fitter, Load, cluster_sums, resample
 from pipeline.run import Plan
 
@@ -36,6 +36,9 @@ Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
 Assign = Callable[[NDArray[np.float16]], tuple[NDArray[np.int32], Floats]]
 """Gives cluster_N and similarity_N of x_ND."""
+
+_PAIR_BYTES = 8
+"""What a merge takes for each pair of clusters, counted both ways (`operators.hac`)."""
 
 
 class Merge(BaseModel):
@@ -96,9 +99,6 @@ def refine(plan: Plan, load: Load, centroids_KD: Floats, settings: "KMeansSettin
 
     Returns:
         arrays for `fit.npz`, in place of or beside those of k-means; empty where nothing is asked for.
-
-    Raises:
-        InputError: more concepts are wanted than there are clusters, or the clusters are too many to merge.
     """
     arrays: dict[str, NDArray[Any]] = {}
     if settings.levels:
@@ -120,9 +120,36 @@ def parents(arrays: Arrays) -> tuple[NDArray[np.int32], ...]:
     return tuple(arrays[f"parents_{i}"] for i in range(sum(name.startswith("parents_") for name in arrays)))
 
 
-def check_levels(clusters: int, levels: Sequence[int]) -> None:
+def check_refinement(title: str, settings: "KMeansSettings") -> None:
+    """Checks, before k-means, what is to follow it.
+
+    Args:
+        title: of the step that asks.
+        settings: of the clustering, with nothing left open.
+
+    Raises:
+        InputError: it cannot be done with so many clusters, or on none of these machines.
+    """
+    try:
+        check_levels(settings.k, settings.levels)
+        if settings.merge:
+            check_merge(settings.k, settings.merge)
+            _check_memory(settings.k)
+    except ValueError as error:
+        raise InputError(f"{title}.{error}") from error
+
+
+def check_merge(clusters: int, merge: Merge) -> None:
+    """Raises ValueError unless so many clusters can be merged like that; for validators."""
+    if clusters > MAX_ROWS:
+        raise ValueError(f"clusters must be at most {MAX_ROWS:,} where they are merged, got {clusters:,}")
+    if merge.to and merge.to > clusters:
+        raise ValueError(f"merge.to must be at most clusters ({clusters}), got {merge.to}")
+
+
+def check_levels(clusters: int | Literal["auto"], levels: Sequence[int]) -> None:
     """Raises ValueError unless each level has fewer clusters than the one below; for validators."""
-    sizes = (clusters, *levels)
+    sizes = (math.inf if clusters == "auto" else clusters, *levels)
     if any(not 1 <= above < below for below, above in pairwise(sizes)):
         raise ValueError(f"levels must fall from below clusters ({clusters}), got {list(levels)}")
 
@@ -149,30 +176,24 @@ def _levels(
 
 def _merge(plan: Plan, load: Load, centroids_KD: Floats, settings: Merge) -> "Concepts":
     """In a task: the distances of 30,000 clusters take 7 GB, too much for the driver."""
-    from operators.concepts import check_merge, merge_clusters
+    from operators.concepts import merge_clusters
 
-    try:
-        check_merge(len(centroids_KD), settings.to)
-        needed_bytes = _check_memory(len(centroids_KD))
-    except InputError as error:
-        raise InputError(f"{plan.name}: {error}") from error
     rows = cluster_sums(plan, load, centroids_KD)
+    needed_bytes = _PAIR_BYTES * len(centroids_KD) ** 2
     task = ray.remote(merge_clusters).options(num_cpus=1, max_retries=3, memory=needed_bytes)
     done = task.remote(centroids_KD, rows, settings.linkage, to=settings.to, distance=settings.distance)
     concepts: Concepts = ray.get(done)
     return concepts
 
 
-def _check_memory(num_clusters: int) -> int:
-    """The bytes that a merge takes; raises InputError where no machine has them, as Ray would wait for one forever."""
-    needed = 8 * num_clusters**2
+def _check_memory(clusters: int) -> None:
+    """Raises ValueError where no machine has the memory for a merge, as Ray would wait for one forever."""
     largest = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
-    if needed > largest:
-        raise InputError(
-            f"clusters to merge must be at most {math.isqrt(largest // 8):,}, as their distances take 8 bytes x "
-            f"clusters squared and the largest machine has {largest / 1e9:.1f} GB, got {num_clusters:,}"
+    if _PAIR_BYTES * clusters**2 > largest:
+        raise ValueError(
+            f"clusters must be at most {math.isqrt(largest // _PAIR_BYTES):,} where they are merged, as that takes "
+            f"{_PAIR_BYTES} bytes x clusters squared and the largest machine has {largest / 1e9:.1f} GB, got {clusters:,}"
         )
-    return needed
 
 
 def _measured(centroids_KD: Floats, sizes_K: NDArray[np.int64], similarity_K: Floats) -> dict[str, NDArray[Any]]:

@@ -63,13 +63,13 @@ def fit(
         loaders: one for each actor, called in the actor, and again if the actor is lost.
         settings: how to cluster; the number of clusters must be known.
         seed: of all draws.
-        threads: of each actor. All actors run at once, so the cluster needs len(loaders) x threads CPUs.
+        threads: of each actor. All actors run at once, so their CPUs must be there (`pipeline.placement`).
         device: where the actors screen; each takes one GPU where this is not `cpu`.
         progress: called with the number of updates made so far and the inertia.
         saved: where the state of each iteration is kept. A fit that was stopped goes on from there.
 
     Raises:
-        InputError: more clusters than rows, or more rows than exact sums can hold.
+        InputError: more clusters than rows with an embedding, or more rows than exact sums can hold.
     """
     setup = Setup(settings, seed, threads, device, _sample(loaders, settings, seed))
     actor = ray.remote(Worker).options(num_cpus=threads, num_gpus=int(device != "cpu"), **_RESTARTS)
@@ -77,10 +77,11 @@ def fit(
     held = [ray.put(loader) for loader in loaders]
     workers = [actor.remote(loader, setup) for loader in held]
     try:
-        num_rows = _count(workers)
+        num_rows = sum(ray.get([worker.num_rows.remote() for worker in workers]))
         if not settings.k <= num_rows <= MAX_ROWS:
-            rule = "at most the number of rows" if settings.k > num_rows else f"used on at most {MAX_ROWS:,} rows"
-            raise InputError(f"clusters must be {rule}, got {settings.k:,} clusters for {num_rows:,} rows")
+            rule = "at most the number of" if settings.k > num_rows else f"used on at most {MAX_ROWS:,}"
+            got = f"{settings.k:,} clusters for {num_rows:,} rows"
+            raise InputError(f"clusters must be {rule} rows with an embedding, got {got}")
         state = saved.load() if saved else None
         state = state or State(choose(workers, settings, num_rows))
         while True:
@@ -114,11 +115,8 @@ def _sample(loaders: Sequence[Loader], settings: KMeansSettings, seed: int) -> C
     holder = ray.remote(KeyHolder).options(num_cpus=0.25, **_RESTARTS)
     holders = [holder.remote([partial(load_keys, loader, seed)], 1) for loader in loaders]
     wanted = settings.k * settings.points_per_cluster
-    return find_cutoffs(holders, np.array([wanted])) if wanted < _count(holders) else None
-
-
-def _count(holders: Sequence[Any]) -> int:
-    return sum(int(summary.size_G[0]) for summary in ray.get([holder.summarise.remote() for holder in holders]))
+    num_rows = sum(int(summary.size_G[0]) for summary in ray.get([holder.summarise.remote() for holder in holders]))
+    return find_cutoffs(holders, np.array([wanted])) if wanted < num_rows else None
 
 
 def _iterate(

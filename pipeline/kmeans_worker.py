@@ -67,6 +67,10 @@ class Worker:
     def _part(self) -> Part:
         return self._setup.part(self._loaded[0])
 
+    def num_rows(self) -> int:
+        """How many rows to fit on are here. It needs none of the keys, of which a fit that goes on has no use."""
+        return len(self._loaded[0])
+
     def step(self, centroids_KD: NDArray[np.float64], slices: list[slice]) -> list[Sums] | Sums:
         """Exact sums under these centroids, one object for each slice of the clusters."""
         return _cut(self._part.step(centroids_KD), slices)

@@ -5,8 +5,11 @@ A reference set is read and embedded like a pool, into the same workspace, where
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from operators.errors import LimitExceeded
 from pipeline.embed import make
+from pipeline.limits import check_limits
 from pipeline.listing import check_source, list_shards
 from pipeline.pool import Pool, Source
 from pipeline.run import Modality, Run
@@ -19,21 +22,47 @@ def check_reference(sources: Sequence[Source]) -> None:
         check_source(source, [shard for shard in shards if shard.source == index])
 
 
-def embed_reference(run: Run, sources: Sequence[Source], needs: Sequence[tuple[str, Modality]]) -> Run:
+def embed_reference(run: Run, sources: Sequence[Source], needs: Sequence[tuple[str, Modality]], key: str) -> Run:
     """Reads and embeds a reference set, or finds that done.
 
     Args:
         run: the pool's, which is left as it is.
-        sources: of the reference set. Rejected samples have no embedding, and stop nothing.
+        sources: of the reference set. The limits of the run's pool hold for it, too.
         needs: (model, modality) pairs of the run's models.
+        key: of the setting that names the set, for messages: `decontaminate.against`.
 
     Returns:
         a run over the reference set, with `samples` and `embeddings`, whose artifacts' digests name all that it holds.
 
     Raises:
         NotPublished: it is not embedded yet and the run is a dry one.
+        LimitExceeded: too many of its samples are rejected, or of its shards damaged.
+        InputError: it has no sample at all.
     """
     pool = run.pool.model_copy(update={"sources": tuple(sources)})
     reference = replace(run, pool=pool, shards=list_shards(pool), artifacts={}, embeddings={}, verdicts=[], clusters={})
     make(reference, needs)
+    try:
+        check_limits(pool, reference.samples, reference.samples, key)
+    except LimitExceeded as error:
+        raise LimitExceeded(f"{key}: {error}") from error
     return reference
+
+
+def reference_facts(reference: Run) -> dict[str, Any]:
+    """What there is to compare with, for the info of the artifact that it decided about.
+
+    Args:
+        reference: of `embed_reference`, with the embeddings of one model.
+
+    Returns:
+        `samples` of the set; of them `compared`, those that have an embedding; `rejected`, reason -> count; and
+        `damaged`, shard -> reason.
+    """
+    (vectors,) = reference.embeddings.values()
+    return {
+        "samples": reference.samples.rows,
+        "compared": vectors.total("kept"),
+        "rejected": reference.samples.totals("rejected"),
+        "damaged": {part.shard: part.notes["damage"] for part in reference.samples.parts if part.notes.get("damage")},
+    }

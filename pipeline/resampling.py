@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from operators.selection import Cutoffs, Keys, is_kept, order_key
 from pipeline.iterations import UNFINISHED
+from pipeline.placement import num_actors
 from pipeline.run import Plan
 from pipeline.selection import exact_cutoffs
 
@@ -100,7 +101,7 @@ def cluster_sums(plan: Plan, load: Load, centroids_KD: Floats) -> tuple[Floats, 
     There is one task for each of a few groups of shards; the driver holds the sums of one of them beside the total.
     """
     run = plan.run
-    groups = plan.groups(max(1, run.workers // run.threads))
+    groups = plan.groups(num_actors(run.workers, run.threads))
     task = ray.remote(_sums).options(num_cpus=run.threads, max_retries=3)
     centroids = ray.put(centroids_KD)
     waiting = [task.remote(blocks, centroids, run.threads) for blocks in plan.blocks(groups, load)]

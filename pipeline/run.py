@@ -204,19 +204,21 @@ class Plan:
         """For each group of units, a picklable function that reads them one at a time and gives `load` of each."""
         return [partial(_blocks, self.run.store, tuple(group), load) for group in groups]
 
-    def map_verdicts(self, judge: Judge, *, info: Mapping[str, Any] | None = None) -> Artifact:
-        """Applies a judge to every shard and publishes the verdicts."""
-        return self._map(partial(_judge_unit, self.run.store, self.folder, judge), info or {})
+    def map_verdicts(self, judge: Judge, *, info: Mapping[str, Any] | None = None, threads: int = 1) -> Artifact:
+        """Applies a judge, which uses so many threads, to every shard and publishes the verdicts."""
+        return self._map(partial(_judge_unit, self.run.store, self.folder, judge), info or {}, threads)
 
-    def map_attributes(self, attribute: Attribute, *, info: Mapping[str, Any] | None = None) -> Artifact:
-        """Computes new columns for every shard and publishes them; every row passes."""
-        return self._map(partial(_attribute_unit, self.run.store, self.folder, attribute), info or {})
+    def map_attributes(
+        self, attribute: Attribute, *, info: Mapping[str, Any] | None = None, threads: int = 1
+    ) -> Artifact:
+        """Computes new columns, with so many threads, for every shard and publishes them; every row passes."""
+        return self._map(partial(_attribute_unit, self.run.store, self.folder, attribute), info or {}, threads)
 
-    def _map(self, work: Callable[[Unit], Part], info: Mapping[str, Any]) -> Artifact:
+    def _map(self, work: Callable[[Unit], Part], info: Mapping[str, Any], threads: int) -> Artifact:
         run = self.run
         made: dict[str, Part] = {}
         with run.progress.step(self.name, sum(unit.rows for unit in self.units)) as progress:
-            for part in spread(work, self.units, workers=run.workers):
+            for part in spread(work, self.units, workers=run.workers, num_cpus=threads):
                 made[part.id] = part
                 progress.advance(part.rows)
         artifact = Artifact(

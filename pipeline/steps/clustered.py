@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.clustering import KMeansOptions, KMeansSettings
+from pipeline.hierarchy import check_merge
 from pipeline.run import Modality
 from pipeline.steps.base import Step
 
@@ -23,8 +24,8 @@ class Clustered(Step, KMeansOptions):
 
     @model_validator(mode="after")
     def _check_merge(self) -> Self:
-        if self.merge and self.merge.to and isinstance(self.clusters, int) and self.merge.to > self.clusters:
-            raise ValueError(f"merge.to must be at most clusters ({self.clusters}), got {self.merge.to}")
+        if self.merge and isinstance(self.clusters, int):
+            check_merge(self.clusters, self.merge)
         return self
 
     @property

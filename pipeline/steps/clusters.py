@@ -6,7 +6,8 @@ cosine to the cluster's centroid, or with `metric: euclidean`, 1 less half the s
 
 Beside the parts lies `fit.npz`: `centroids_KD`, and of the final assignment of all rows `similarity_K`, the sum of its
 members' similarities, and `sizes_K`; of the fitting, `inertia`, `iterations`, `rows` that were fitted on, `recall` (NaN
-where the search was exact), `metric` and `two_level`; and what `pipeline.hierarchy` leaves there.
+where the search was exact), `metric` and `two_level`; and what `pipeline.hierarchy` leaves there. Where that are other centroids, the
+last `inertia` is that of all rows under these.
 """
 
 import functools
@@ -19,21 +20,22 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
 
 from operators.errors import InputError
 from operators.uids import split_uids
 from pipeline.artifact import Artifact
 from pipeline.clustering import KMeansFit, KMeansSettings
 from pipeline.columns import embeddings, present, scatter, uid_rows
-from pipeline.hierarchy import Assign, Merged, merged, parents, refine
+from pipeline.hierarchy import Assign, Merged, check_refinement, merged, parents, refine
 from pipeline.iterations import UNFINISHED, Iterations
+from pipeline.placement import num_actors
 from pipeline.resampling import Load
 from pipeline.run import Plan, Read, Run
 from pipeline.storage import Store
 
-CLUSTERS_VERSION = 2
+CLUSTERS_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Fit:
         centroids_KD: float64; unit rows, or with `metric: euclidean` means.
         similarity_K: float64, the summed similarity of the members to their centroid.
         sizes_K: int64, the members.
-        inertia: of the rows that were fitted on, under the first centroids and after each update.
+        inertia: of the rows that were fitted on, under the first centroids and after each update; then, where levels or
+            a merge have put other centroids in their place, of all rows under these.
         iterations: updates that were made.
         merged: where clusters that are concepts come from.
         parents: for each level but the top one, from the lowest up, the parent of each cluster.
@@ -86,7 +89,7 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
         settings: of k-means.
 
     Raises:
-        InputError: more clusters than rows.
+        InputError: more clusters than rows, or what is to follow k-means cannot be done with so many clusters.
     """
     settings = settings.decided(run.num_entering)
     identity = {"kind": "clusters", "version": CLUSTERS_VERSION, "seed": run.seed, **settings.model_dump(mode="json")}
@@ -98,6 +101,7 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
         raise InputError(
             f"{title}.clusters must be at most the {run.num_entering} rows that enter the step, got {settings.k}"
         )
+    check_refinement(title, settings)
     path = f"{plan.folder}/fit.npz"
     if not run.store.exists(path):  # a run that was stopped while it assigned rows has left it
         fit_rows = partial(_fit, plan, title, settings)
@@ -114,7 +118,8 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
         "rows_fitted": fit.rows,
         "recall": fit.recall if fit.two_level else None,
     }
-    return run.add_clusters(title, plan.map_attributes(partial(assign_rows, run.store, path, run.threads), info=info))
+    assign = partial(assign_rows, run.store, path, run.threads)
+    return run.add_clusters(title, plan.map_attributes(assign, info=info, threads=run.threads))
 
 
 def _fit(
@@ -123,24 +128,23 @@ def _fit(
     from pipeline.kmeans import fit  # here, since it imports torch: a config is read and checked without
 
     run, name = plan.run, f"{title}.fit" if number is None else f"{title}.fit.{number + 1}"
-    actors, device = _placement(run)
+    gpus = num_actors(run.workers, run.threads, on_gpus=True)
+    actors = gpus or num_actors(run.workers, run.threads)
     with run.progress.step(name, settings.iterations, unit="iterations") as progress:
-        return fit(
-            plan.blocks(plan.groups(actors), load),
-            settings,
-            seed=seed,
-            threads=run.threads,
-            device=device,
-            progress=lambda updates, _: progress.advance(updates - progress.rows),
-            saved=Iterations(run.store, f"{plan.folder}/{UNFINISHED}/{0 if number is None else number + 1}"),
-        )
-
-
-def _placement(run: Run) -> tuple[int, str]:
-    """How many actors, and where they screen: one for each GPU, or without any, as many as can use their threads."""
-    actors = max(1, run.workers // run.threads)  # every actor needs its threads at the same time
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
-    return (min(actors, gpus), "cuda") if gpus else (actors, "cpu")
+        try:
+            return fit(
+                plan.blocks(plan.groups(actors), load),
+                settings,
+                seed=seed,
+                threads=run.threads,
+                device="cuda" if gpus else "cpu",
+                progress=lambda updates, _: progress.advance(updates - progress.rows),
+                saved=Iterations(run.store, f"{plan.folder}/{UNFINISHED}/{0 if number is None else number + 1}"),
+            )
+        except RayTaskError:  # of a loader; it may be an InputError as well
+            raise
+        except InputError as error:
+            raise InputError(f"{title}.{error}") from error
 
 
 def load(table: pa.Table) -> tuple[NDArray[np.float16], NDArray[np.uint64], NDArray[np.uint64]]:
@@ -211,11 +215,14 @@ def fit_of(store: Store, info: Mapping[str, Any]) -> Fit:
 
 
 def _npz(result: KMeansFit, settings: KMeansSettings, refined: Mapping[str, NDArray[Any]]) -> bytes:
+    from operators.kmeans import inertia  # imports torch
+
+    last = [inertia(refined["similarity_K"], refined["sizes_K"])] if refined else []
     arrays: dict[str, Any] = {
         "centroids_KD": result.centroids_KD,
         "similarity_K": result.similarity_K,
         "sizes_K": result.counts_K,
-        "inertia": np.array(result.inertia),
+        "inertia": np.array([*result.inertia, *last]),
         "iterations": np.array(result.iterations),
         "rows": np.array(result.rows),
         "recall": np.array(math.nan if result.recall is None else result.recall),

@@ -24,7 +24,7 @@ from pipeline.artifact import Artifact, parquet_bytes, read_columns
 from pipeline.columns import embeddings, present, scatter, uid_rows
 from pipeline.paths import resolve_source
 from pipeline.pool import Source
-from pipeline.references import check_reference, embed_reference
+from pipeline.references import check_reference, embed_reference, reference_facts
 from pipeline.run import Modality, Read, Run, Verdicts
 from pipeline.spread import spread
 from pipeline.steps.base import Step, reasons
@@ -63,7 +63,7 @@ class Decontaminate(Step):
 
     def run(self, run: Run) -> Artifact:
         """Finds or makes the verdicts."""
-        sets = embed_reference(run, self.against, self.embeddings())
+        sets = embed_reference(run, self.against, self.embeddings(), f"{self.title}.against")
         vectors = sets.embeddings[self.model, "image"]
         identity = self.identity(run) | {"against": [sets.samples.digest, vectors.digest]}
         reads = [Read(run.embeddings[self.model, "image"], {"embedding": "embedding"})]

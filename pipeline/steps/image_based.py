@@ -24,7 +24,7 @@ from pipeline.artifact import Artifact, parquet_bytes, read_columns
 from pipeline.columns import present, scatter
 from pipeline.paths import resolve_source
 from pipeline.pool import Source
-from pipeline.references import check_reference, embed_reference
+from pipeline.references import check_reference, embed_reference, reference_facts
 from pipeline.run import Plan, Read, Run, Verdicts
 from pipeline.spread import spread
 from pipeline.steps.clustered import Clustered
@@ -62,7 +62,8 @@ class ImageBased(Clustered):
         """Finds or makes the verdicts."""
         assert self.model is not None
         assigned = cluster(run, self.title, self.model, self.kmeans)
-        reference = embed_reference(run, self.reference, self.embeddings()).embeddings[self.model, "image"]
+        images = embed_reference(run, self.reference, self.embeddings(), f"{self.title}.reference")
+        reference = images.embeddings[self.model, "image"]
         plan = run.plan(self.title, self._identity(run, reference), [Read(assigned, {"cluster": "cluster"})])
         if published := plan.published:
             return published
@@ -71,7 +72,12 @@ class ImageBased(Clustered):
         columns = {"cluster": np.arange(len(references_K)), "size": fit.sizes_K, "references": references_K}
         path = f"{plan.folder}/clusters.parquet"
         run.store.publish(path, parquet_bytes(pa.table(columns)))
-        info = {"clusters": path, "fit": assigned.info["fit"], "references": int(references_K.sum())}
+        info = {
+            "clusters": path,
+            "fit": assigned.info["fit"],
+            "references": int(references_K.sum()),
+            "reference": reference_facts(images),
+        }
         return plan.map_verdicts(partial(judge, references_K, self.min_references), info=info)
 
     def _identity(self, run: Run, reference: Artifact) -> dict[str, Any]:

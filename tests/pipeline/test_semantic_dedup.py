@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from scipy.sparse.csgraph import connected_components
 
 from pipeline.artifact import Artifact, Part, publish_part, read_columns
+from pipeline.run import Plan
 from pipeline.steps.clusters import fit_of
 from pipeline.steps.semantic_dedup import SemanticDedup
 from tests.embedded_pools import embedded_run, lumps, uid_of, verdicts
@@ -113,6 +114,25 @@ def test_nothing_depends_on_workers_threads_bins_or_the_order_of_shards(tmp_path
         artifact = step.run(run)
         said.append((verdicts(run, artifact), artifact.info["removed"], artifact.info["group_sizes"]))
     assert said[0] == said[1] == said[2]
+
+
+def test_a_killed_attempt_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    x_ND, step = lumps(200, 8), settings(iterations=1)
+    monkeypatch.setattr("pipeline.steps.semantic_dedup._BIN_BYTES", 20_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "map_verdicts", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            step.run(embedded_run(tmp_path, x_ND))
+    monkeypatch.setattr("pipeline.steps.semantic_dedup._BIN_BYTES", 10**9)
+    artifact = step.run(embedded_run(tmp_path, x_ND))
+    undisturbed = step.run(embedded_run(tmp_path / "other", x_ND))
+    assert group_rows(tmp_path, artifact) == group_rows(tmp_path / "other", undisturbed)
+    assert [part.sha256 for part in artifact.parts] == [part.sha256 for part in undisturbed.parts]
+
+
+def group_rows(folder, artifact):
+    tables = [pq.read_table(folder / path) for path in artifact.info["groups"]]
+    return sorted((row for table in tables for row in table.to_pylist()), key=lambda row: row["uid"])
 
 
 def test_of_several_the_best_score_stays(tmp_path):

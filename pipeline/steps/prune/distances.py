@@ -33,10 +33,10 @@ from pipeline.artifact import Artifact
 from pipeline.clustering import KMeansSettings
 from pipeline.columns import embeddings, present, scatter
 from pipeline.pool import Source
-from pipeline.references import embed_reference
-from pipeline.run import Plan, Read, Run
+from pipeline.references import embed_reference, reference_facts
+from pipeline.run import Modality, Plan, Read, Run
 from pipeline.steps.clusters import assign_rows, cluster, fit_of
-from pipeline.steps.prune.classes import class_ids, find_classes, labels
+from pipeline.steps.prune.classes import class_ids, find_classes, find_names, labels
 from pipeline.storage import Store
 
 VERSION = 1
@@ -89,7 +89,8 @@ def measure(run: Run, what: Measure, target: Source | None) -> Artifact:
     """
     image = Read(run.embeddings[what.model, "image"], {"embedding": "embedding"})
     reads = [image] + ([Read(run.samples, {"metadata": "metadata"})] if what.label else [])
-    home = embed_reference(run, [target], [(what.model, "image")]) if target else run
+    needs: list[tuple[str, Modality]] = [(what.model, "image")]
+    home = embed_reference(run, [target], needs, f"{what.title}.target") if target else run
     inputs = [home.samples.digest, home.embeddings[what.model, "image"].digest] if target else []
     fit = None
     if what.kmeans:
@@ -106,13 +107,14 @@ def measure(run: Run, what: Measure, target: Source | None) -> Artifact:
         run.store.publish(path, _npz(_find(plan, what, fit, home if target else None)))
     check_enough(read_prototypes(run.store, path), what)
     assign = partial(assign_rows, run.store, fit.info["fit"], run.threads) if fit and target else None
-    return plan.map_attributes(partial(measure_rows, run.store, path, what, assign), info={"prototypes": path})
+    info = {"prototypes": path} | ({"reference": reference_facts(home)} if target else {})
+    return plan.map_attributes(partial(measure_rows, run.store, path, what, assign), info=info)
 
 
 def _find(plan: Plan, what: Measure, fit: Artifact | None, target: Run | None) -> Prototypes:
     """The prototypes, and the classes of the pool where rows are compared within them."""
     if fit:
-        names = find_classes(plan, what.title, what.label).names if what.label else ()
+        names = find_names(plan, what.title, what.label) if what.label else ()
         return Prototypes(fit_of(plan.run.store, fit.info).centroids_KD, names)
     from operators.kmeans import unit_rows  # imports torch
 

@@ -40,8 +40,8 @@ class HierarchicalPrune(ByCluster):
     def _check_levels(self) -> Self:
         if self.merge is not None:
             raise ValueError("merge must not be set for method hierarchical, whose levels take its place")
-        if isinstance(self.clusters, int):
-            check_levels(self.clusters, self.levels)
+        assert self.clusters is not None
+        check_levels(self.clusters, self.levels)
         return self
 
     @property

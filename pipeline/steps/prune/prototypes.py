@@ -133,7 +133,8 @@ class PrototypePrune(Prune, Clustered):
         count = partial(count_prototypes, ranking, cutoffs, len(prototypes.vectors_PD))
         path = f"{plan.folder}/prototypes.parquet"
         run.store.publish(path, parquet_bytes(self._table(prototypes, fold(plan, count, np.add))))
-        return plan.map_verdicts(Judge(ranking, cutoffs, quota_G, self._details(prototypes)), info={"prototypes": path})
+        info = {"prototypes": path} | {name: measured.info[name] for name in ("reference",) if name in measured.info}
+        return plan.map_verdicts(Judge(ranking, cutoffs, quota_G, self._details(prototypes)), info=info)
 
     def _quotas(self, plan: Plan, ranking: Ranking) -> Ints:
         """How many rows of each group stay."""

@@ -1,0 +1,45 @@
+"""How many actors can run at once. Ray waits without a word for an actor that finds no room, and so would a step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from operators.errors import ConfigError
+
+
+def num_actors(workers: int, threads: int, *, on_gpus: bool = False) -> int:
+    """How many actors of a step that needs all of its actors at once.
+
+    All CPUs of an actor are those of one node: two nodes of 3 CPUs have room for two actors of 2 threads, not three.
+
+    Args:
+        workers: CPU workers of the run.
+        threads: of each actor, a CPU each.
+        on_gpus: whether each takes a GPU as well.
+
+    Returns:
+        at least 1; with `on_gpus` 0 where no node has the room for one.
+
+    Raises:
+        ConfigError: no node has so many CPUs.
+    """
+    check_threads(threads)
+    room = sum(_room(node, threads, on_gpus=on_gpus) for node in _live_nodes())
+    return min(max(1, workers // threads), room)
+
+
+def check_threads(threads: int) -> None:
+    """Raises ConfigError where no node could ever run a worker of so many threads."""
+    largest = max(int(node.get("CPU", 0)) for node in _live_nodes())
+    if threads > largest:
+        raise ConfigError(f"resources.threads must be at most the {largest} CPUs of the largest node, got {threads}")
+
+
+def _room(node: Mapping[str, float], threads: int, *, on_gpus: bool) -> int:
+    actors = int(node.get("CPU", 0)) // threads
+    return min(actors, int(node.get("GPU", 0))) if on_gpus else actors
+
+
+def _live_nodes() -> list[Mapping[str, Any]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
