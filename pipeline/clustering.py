@@ -19,6 +19,11 @@ EXACT_CLUSTERS = 131_072
 
 MOST_AUTO_CLUSTERS = 50_000
 
+MOST_SEEDED_CLUSTERS = {"kmeans++": 10_000, "kmeans||": 20_000}
+"""D^2 sampling draws one centroid after the other, each with a look at all candidates (16 k of k-means++, 3 k of
+k-means||), in one process: k^2 work, some 2e13 operations at D = 512 for either number, and ten times as much for three
+times the clusters."""
+
 
 class KMeansOptions(BaseModel):
     """How to cluster, apart from the number of clusters.
@@ -73,6 +78,12 @@ class KMeansSettings(KMeansOptions):
     levels: tuple[int, ...] = ()
     resampling: Resampling = Resampling()
 
+    @model_validator(mode="after")
+    def _check_init(self) -> Self:
+        if self.clusters != "auto":
+            check_init(self.init, self.clusters)
+        return self
+
     @property
     def k(self) -> int:
         """The number of clusters, once it is known."""
@@ -95,6 +106,13 @@ class KMeansSettings(KMeansOptions):
         k = min(max(1, round(math.sqrt(num_rows))), MOST_AUTO_CLUSTERS) if self.clusters == "auto" else self.clusters
         decided = self.model_copy(update={"clusters": k})
         return decided.model_copy(update={"search": "two_level" if decided.two_level else "exact"})
+
+
+def check_init(init: str, clusters: int) -> None:
+    """Raises ValueError where the first centroids would take hours to draw; for validators."""
+    most = MOST_SEEDED_CLUSTERS.get(init, clusters)
+    if clusters > most:
+        raise ValueError(f"init must be random for more than {most:,} clusters, got {init} for {clusters:,}")
 
 
 @dataclass(frozen=True)

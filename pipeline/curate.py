@@ -48,8 +48,10 @@ def check(config: Curation, *, dry: bool = False) -> list[Shard]:
             raise ModelError(f"models.{name}: {error}") from error
         if isinstance(settings, StoredSettings):
             check_stored_model(config.pool, shards, name, settings)
+    steps = {step.title: step for step in config.steps}
     for step in config.steps:
         step.check()
+        step.check_scores(lambda score: steps[score].scored_by(config.models))
     stores = [config.store, *(open_target(target).store for target in config.export)]
     for store in [] if dry else stores:
         store.check_writable()

@@ -100,10 +100,9 @@ class Curation(BaseModel):
                 raise KeyProblem(("models", name, "library"), rule)
         if all(source.has_images for source in self.pool.sources):
             return self
-        for i, step in enumerate(self.steps):
-            if step.step == "exact_dedup" and not any(source.has_images for source in self.pool.sources):
-                rule = "must be semantic_dedup for a pool of embeddings, which has no images to compare"
-                raise KeyProblem(("steps", i, "step"), f"{rule}, got {step.step}")
+        if not any(source.has_images for source in self.pool.sources):
+            for i, step in enumerate(self.steps):
+                _check_without_images(("steps", i), step)
         for i, export in enumerate(self.export):
             if needs_images(export):
                 rule = f"must be a format without images for a pool of embeddings, got {export.format}"
@@ -119,9 +118,11 @@ class Curation(BaseModel):
                 known = ", ".join(self.models) or "none"
                 rule = f"must name a model that embeds images (there are: {known}), got {export.model!r}"
                 raise KeyProblem(("export", i, "model"), rule)
-            if isinstance(export, SemdedupExport) and export.step not in {step.title for step in self.steps}:
-                known = ", ".join(step.title for step in self.steps) or "none"
-                raise KeyProblem(("export", i, "step"), f"must name one of the steps ({known}), got {export.step!r}")
+            clusterings = [name for step in self.steps for name in step.clusterings]
+            if isinstance(export, SemdedupExport) and export.step not in clusterings:
+                known = ", ".join(clusterings) or "none"
+                rule = f"must name one of the steps that cluster the pool ({known}), got {export.step!r}"
+                raise KeyProblem(("export", i, "step"), rule)
         return self
 
     def _check_names(self, path: KeyPath, step: Step, scores: Collection[str]) -> None:
@@ -145,6 +146,15 @@ class Curation(BaseModel):
             if score not in scores:
                 known = ", ".join(sorted(scores)) or "none"
                 raise KeyProblem(path, f"must read the score of an earlier step, got {score!r} (there are: {known})")
+
+
+def _check_without_images(path: KeyPath, step: Step) -> None:
+    """Refuses what compares images, in a pool of embeddings: a step, or a step inside it."""
+    if step.step == "exact_dedup":
+        rule = "must be semantic_dedup for a pool of embeddings, which has no images to compare"
+        raise KeyProblem((*path, "step"), f"{rule}, got {step.step}")
+    for below, inner in step.inner:
+        _check_without_images((*path, *below), inner)
 
 
 def _resolve_model(model: ModelSettings) -> ModelSettings:

@@ -23,7 +23,6 @@ import ray
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.errors import InputError
 from operators.hac import MAX_ROWS, Linkage
 from pipeline.resampling import Fitter, Load, cluster_sums, resample
 from pipeline.run import Plan
@@ -120,23 +119,16 @@ def parents(arrays: Arrays) -> tuple[NDArray[np.int32], ...]:
     return tuple(arrays[f"parents_{i}"] for i in range(sum(name.startswith("parents_") for name in arrays)))
 
 
-def check_refinement(title: str, settings: "KMeansSettings") -> None:
-    """Checks, before k-means, what is to follow it.
+def check_refinement(settings: "KMeansSettings") -> None:
+    """Raises ValueError where what is to follow k-means cannot be done with so many clusters, or on these machines.
 
     Args:
-        title: of the step that asks.
         settings: of the clustering, with nothing left open.
-
-    Raises:
-        InputError: it cannot be done with so many clusters, or on none of these machines.
     """
-    try:
-        check_levels(settings.k, settings.levels)
-        if settings.merge:
-            check_merge(settings.k, settings.merge)
-            _check_memory(settings.k)
-    except ValueError as error:
-        raise InputError(f"{title}.{error}") from error
+    check_levels(settings.k, settings.levels)
+    if settings.merge:
+        check_merge(settings.k, settings.merge)
+        _check_memory(settings.k)
 
 
 def check_merge(clusters: int, merge: Merge) -> None:
@@ -191,8 +183,9 @@ def _check_memory(clusters: int) -> None:
     largest = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
     if _PAIR_BYTES * clusters**2 > largest:
         raise ValueError(
-            f"clusters must be at most {math.isqrt(largest // _PAIR_BYTES):,} where they are merged, as that takes "
-            f"{_PAIR_BYTES} bytes x clusters squared and the largest machine has {largest / 1e9:.1f} GB, got {clusters:,}"
+            f"clusters must be at most {math.isqrt(largest // _PAIR_BYTES):,} where they are merged, as distances take "
+            f"{_PAIR_BYTES} bytes x clusters squared and the largest machine has {largest / 1e9:.1f} GB, "
+            f"got {clusters:,}"
         )
 
 

@@ -19,17 +19,19 @@ def spread(
 
     Items travel in groups, so that a hundred thousand small ones do not cost a hundred thousand tasks; at most
     `2 x workers` groups are in flight, so neither the driver nor the object store fills up.
+
+    The function lies in the object store once: it may hold arrays of any size, which the workers of a machine share.
+    They cannot be written to.
     """
-
-    def run_group(group: list[Item]) -> list[Result]:
-        return [function(item) for item in group]
-
-    task = ray.remote(run_group).options(num_cpus=num_cpus, max_retries=3)
+    if not items:
+        return
+    shared = ray.put(function)
+    task = ray.remote(_run_group).options(num_cpus=num_cpus, max_retries=3)
     groups = iter(_grouped(items, workers))
     in_flight: list[Any] = []
     while True:
         for group in groups:
-            in_flight.append(task.remote(group))
+            in_flight.append(task.remote(shared, group))
             if len(in_flight) >= 2 * workers:
                 break
         if not in_flight:
@@ -53,6 +55,10 @@ def balanced(items: Iterable[tuple[Item, int]], workers: int) -> list[list[Item]
         lists[lightest].append(item)
         weights[lightest] += weight
     return lists
+
+
+def _run_group(function: Callable[[Item], Result], group: list[Item]) -> list[Result]:
+    return [function(item) for item in group]
 
 
 def _grouped(items: Sequence[Item], workers: int) -> Iterator[list[Item]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.clustering import KMeansSettings
 from pipeline.duplicates.layout import Split, cut_giants
+from pipeline.placement import num_actors
 from pipeline.run import Plan
 from pipeline.steps.clusters import load
 
@@ -43,7 +44,7 @@ def _split(plan: Plan, path: str, giant: tuple[int, int], largest: int) -> tuple
     from pipeline.kmeans import fit  # imports torch
 
     run, (cluster, rows) = plan.run, giant
-    loaders = plan.blocks(plan.groups(max(1, run.workers // run.threads)), partial(_load_cluster, cluster))
+    loaders = plan.blocks(plan.groups(num_actors(run.workers, run.threads)), partial(_load_cluster, cluster))
     settings = KMeansSettings(clusters=min(_SPARE * -(-rows // largest), rows), iterations=_ITERATIONS)
     fitted = fit(loaders, settings, seed=run.seed, threads=run.threads)
     sink = io.BytesIO()

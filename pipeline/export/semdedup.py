@@ -5,8 +5,9 @@
     sorted_clusters/cluster_{i}.npy      strings (n, 4): path, row of `embeddings.npy`, distance, cluster
 
 The path is the sample's uid: unlike a key it is unique in a pool, and read again it is taken for the uid. A cluster's
-rows stand in the order of their distance, 1 - cosine to its centroid, the farthest first, then of their uids. (The
-released code writes the similarity under that name when its index is spherical; arXiv 2303.09540, section 3.)
+rows stand in the order of their distance, the farthest first, then of their uids. The distance is 1 - cosine to the
+centroid, or where the step clusters with `metric: euclidean`, half the squared distance to it. (The released code
+writes the similarity under that name when its index is spherical; arXiv 2303.09540, section 3.)
 """
 
 from collections.abc import Sequence

@@ -56,7 +56,8 @@ class SemdedupExport(_Export):
 
     Attributes:
         model: whose image embeddings.
-        step: the step whose clusters.
+        step: whose clusters: the name of a step that clusters the pool; `<sweep>.k<k>` for one of a sweep's, and
+            `<intersection>.<step>` for a step inside an intersection.
     """
 
     format: Literal["semdedup"]

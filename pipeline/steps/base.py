@@ -1,12 +1,13 @@
 """What a step is: frozen settings, a version, what it reads, and a function of the run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.artifact import Artifact
+from pipeline.config.problems import KeyProblem
 from pipeline.config.yaml_values import KeyPath
 from pipeline.run import Modality, Run
 
@@ -57,6 +58,11 @@ class Step(BaseModel):
         return not self.gives_score
 
     @property
+    def clusterings(self) -> Sequence[str]:
+        """The names that its clusterings of the pool have in the run, which exports may ask for."""
+        return ()
+
+    @property
     def inner(self) -> Sequence[tuple[KeyPath, "Step"]]:
         """The steps that it runs as parts of itself, and where they stand in its settings."""
         return ()
@@ -68,6 +74,20 @@ class Step(BaseModel):
     def check(self) -> None:
         """Checks, before any work, what the settings name outside the config. Raises UserError."""
 
+    def check_scores(self, scored_by: Callable[[str], str]) -> None:
+        """Checks, before any work, the scores that it reads.
+
+        Args:
+            scored_by: gives what computes the score of a name: `Step.scored_by`.
+
+        Raises:
+            UserError: they are not what the step can use.
+        """
+
+    def scored_by(self, models: Mapping[str, Any]) -> str:
+        """What computes the score that it gives, by the settings of the models: equal where scores can be compared."""
+        raise NotImplementedError
+
     def run(self, run: Run) -> Artifact:
         """Finds or makes the step's artifact."""
         raise NotImplementedError
@@ -77,6 +97,17 @@ class Step(BaseModel):
         settings = self.model_dump(mode="json", exclude={"name"})
         seed = {"seed": run.seed} if self.random else {}
         return {"kind": self.step, "version": self.version, **settings, **seed}
+
+
+def refuse_ignored(settings: BaseModel, names: Iterable[str], why: str) -> None:
+    """Raises KeyProblem where a setting that nothing would look at is not its default; for validators.
+
+    A default is let through even where it is written out, as in the record of a run.
+    """
+    for name in names:
+        got = getattr(settings, name)
+        if got != type(settings).model_fields[name].default:
+            raise KeyProblem((name,), f"must be left out {why}, got {got}")
 
 
 def reasons(kept_N: Any, reason: str) -> pa.Array:

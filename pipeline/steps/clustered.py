@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.clustering import KMeansOptions, KMeansSettings
+from pipeline.clustering import KMeansOptions, KMeansSettings, check_init
 from pipeline.hierarchy import check_merge
 from pipeline.run import Modality
 from pipeline.steps.base import Step
@@ -23,7 +23,9 @@ class Clustered(Step, KMeansOptions):
     clusters: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
 
     @model_validator(mode="after")
-    def _check_merge(self) -> Self:
+    def _check_clusters(self) -> Self:
+        if isinstance(self.clusters, int):
+            check_init(self.init, self.clusters)
         if self.merge and isinstance(self.clusters, int):
             check_merge(self.clusters, self.merge)
         return self
@@ -34,6 +36,11 @@ class Clustered(Step, KMeansOptions):
         assert self.clusters is not None
         options = {name: getattr(self, name) for name in KMeansOptions.model_fields}
         return KMeansSettings(clusters=self.clusters, **options)
+
+    @property
+    def clusterings(self) -> Sequence[str]:
+        """One, where a model and clusters are given."""
+        return () if self.model is None or self.clusters is None else (self.title,)
 
     def embeddings(self) -> Sequence[tuple[str, Modality]]:
         """The model's images, where one is named."""

@@ -6,8 +6,8 @@ cosine to the cluster's centroid, or with `metric: euclidean`, 1 less half the s
 
 Beside the parts lies `fit.npz`: `centroids_KD`, and of the final assignment of all rows `similarity_K`, the sum of its
 members' similarities, and `sizes_K`; of the fitting, `inertia`, `iterations`, `rows` that were fitted on, `recall` (NaN
-where the search was exact), `metric` and `two_level`; and what `pipeline.hierarchy` leaves there. Where that are other centroids, the
-last `inertia` is that of all rows under these.
+where the search was exact), `metric` and `two_level`; and what `pipeline.hierarchy` leaves there. Where it
+leaves other centroids, the last `inertia` is that of all rows under these.
 """
 
 import functools
@@ -26,7 +26,7 @@ from ray.exceptions import RayTaskError
 from operators.errors import InputError
 from operators.uids import split_uids
 from pipeline.artifact import Artifact
-from pipeline.clustering import KMeansFit, KMeansSettings
+from pipeline.clustering import KMeansFit, KMeansSettings, check_init
 from pipeline.columns import embeddings, present, scatter, uid_rows
 from pipeline.hierarchy import Assign, Merged, check_refinement, merged, parents, refine
 from pipeline.iterations import UNFINISHED, Iterations
@@ -101,7 +101,11 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
         raise InputError(
             f"{title}.clusters must be at most the {run.num_entering} rows that enter the step, got {settings.k}"
         )
-    check_refinement(title, settings)
+    try:
+        check_init(settings.init, settings.k)
+        check_refinement(settings)
+    except ValueError as error:  # of clusters: auto, which no validator could know, or of the machines
+        raise InputError(f"{title}.{error}") from error
     path = f"{plan.folder}/fit.npz"
     if not run.store.exists(path):  # a run that was stopped while it assigned rows has left it
         fit_rows = partial(_fit, plan, title, settings)

@@ -74,7 +74,8 @@ class Decontaminate(Step):
         (blocks,) = spread(partial(_gather, run.store, f"{plan.folder}/against"), [parts], workers=1)
         if not blocks:
             raise InputError(f"{self.title}.against must hold at least one sound image, got none")
-        return plan.map_verdicts(partial(judge, run.store, blocks, 1.0 - self.epsilon, run.threads))
+        compare = partial(judge, run.store, blocks, 1.0 - self.epsilon, run.threads)
+        return plan.map_verdicts(compare, info={"reference": reference_facts(sets)}, threads=run.threads)
 
     def identity(self, run: Run) -> dict[str, Any]:
         """The sets count by what they hold, not by where they lie."""

@@ -12,26 +12,27 @@ was estimated (`pipeline.steps.thresholds`), and with `per` `groups.parquet` (`p
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from operators.errors import InputError
 from operators.selection import Cutoffs, cutoff_value, is_kept, num_kept
 from operators.thresholds import reaches
 from pipeline.artifact import Artifact
+from pipeline.config.problems import KeyProblem
 from pipeline.failures import winnow_error
 from pipeline.paths import resolve
 from pipeline.run import Plan, Read, Run, Verdicts
 from pipeline.selection import plan_cutoffs, rows_to_keep
-from pipeline.steps.base import Step
+from pipeline.steps.base import Step, refuse_ignored
 from pipeline.steps.groups import best_of_each, group_ids, group_names, read_cutoffs
-from pipeline.steps.thresholds import Best, Threshold, ThresholdFile, estimate
+from pipeline.steps.thresholds import Best, ThresholdFile, estimate
 from pipeline.steps.values import SAMPLE_COLUMNS, Ranking, Values, draws, numbers, read_values
 from pipeline.storage import Store
 
@@ -64,8 +65,8 @@ class Filter(Step):
     per: str | None = Field(default=None, min_length=1)
     estimate_on: int | None = Field(default=None, ge=1)
     confidence: float = Field(default=0.99, gt=0, lt=1)
-    min: float | None = None
-    max: float | None = None
+    min: FiniteFloat | None = None
+    max: FiniteFloat | None = None
     threshold: ThresholdFile | None = None
 
     @model_validator(mode="after")
@@ -78,7 +79,13 @@ class Filter(Step):
             raise ValueError("needs exactly one of keep_fraction, keep, a range (min, max or both) and threshold")
         if self.per is not None and (not self._ranked or self.estimate_on is not None):
             raise ValueError("needs keep_fraction or keep, and no estimate_on, with per")
-        if self.estimate_on is not None and self.keep_fraction is None:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise KeyProblem(("min",), f"must be at most max ({self.max}), got {self.min}")
+        if ranged:
+            refuse_ignored(self, ["best"], "with a range, which has both ends")
+        if self.estimate_on is None:
+            refuse_ignored(self, ["confidence"], "without estimate_on")
+        elif self.keep_fraction is None:
             raise ValueError("needs keep_fraction with estimate_on")
         if self.draw and (self.estimate_on is not None or self.threshold is not None):
             raise ValueError(
@@ -99,20 +106,28 @@ class Filter(Step):
         return self.model_copy(update={"threshold": self.threshold and resolve(self.threshold, ("file",))})
 
     def check(self) -> None:
-        """Reads the stored threshold once, before any work. Raises InputError where it cannot serve."""
+        """Reads the stored threshold before any work. Raises InputError where it cannot serve."""
         if self.threshold:
-            self._stored(self.threshold)
+            if (best := self.threshold.stored.best) != self.best:
+                raise InputError(f"{self.title}.best must be {best}, as in {self.threshold.file}, got {self.best}")
+            if self.score is None:
+                self._check_source(self.threshold, self._column)
+
+    def check_scores(self, scored_by: Callable[[str], str]) -> None:
+        """Looks whether the stored threshold is one of the same model's scores. Raises InputError."""
+        if self.threshold and self.score is not None:
+            self._check_source(self.threshold, scored_by(self.score))
 
     def identity(self, run: Run) -> dict[str, Any]:
         """Covers the value of a stored threshold and not where it lies, and the seed where something is drawn."""
         drawn = {"seed": run.seed} if self.draw or self.estimate_on is not None else {}
-        threshold = {"threshold": self._stored(self.threshold).value} if self.threshold else {}
+        threshold = {"threshold": self.threshold.stored.value} if self.threshold else {}
         return super().identity(run) | threshold | drawn
 
     def run(self, run: Run) -> Artifact:
         """Finds or makes the verdicts."""
-        if self.threshold:
-            self._check_model(run, self.threshold)
+        self.check()
+        self.check_scores(lambda _: self._scored_by(run))
         plan = run.plan(self.title, self.identity(run), self._reads(run), reduces=self._ranked)
         return self._with_values(
             plan.published or self._judge(plan, Ranking(self._values(run), self.best == "highest"))
@@ -120,7 +135,7 @@ class Filter(Step):
 
     def _judge(self, plan: Plan, ranking: Ranking) -> Artifact:
         if self.threshold:
-            value = self._stored(self.threshold).value
+            value = self.threshold.stored.value
             return plan.map_verdicts(partial(judge_threshold, ranking, value), info={"threshold": value})
         if not self._ranked:
             return plan.map_verdicts(partial(judge_range, self.min, self.max, ranking.values))
@@ -179,26 +194,22 @@ class Filter(Step):
         reads = [Read(run.samples, {"uid": "uid"})] if self.draw else read_values(run, self.score, self.column)
         return [*reads, Read(run.samples, {"metadata": "group"})] if self.per is not None else reads
 
-    def _stored(self, threshold: ThresholdFile) -> Threshold:
-        """The stored threshold. Raises InputError where it is one of other values."""
-        found = threshold.read()
-        if found.best != self.best:
-            raise InputError(f"{self.title}.best must be {found.best}, as in {threshold.file}, got {self.best}")
-        return found
-
-    def _check_model(self, run: Run, threshold: ThresholdFile) -> None:
-        made_by, judged_by = self._stored(threshold).scored_by, self._scored_by(run)
-        if made_by != judged_by and not threshold.any_model:
+    def _check_source(self, threshold: ThresholdFile, scored_by: str) -> None:
+        """Raises InputError where the stored threshold is one of other values."""
+        made_by = threshold.stored.scored_by
+        if made_by != scored_by and not threshold.any_model:
             raise InputError(
                 f"{threshold.file} must be a threshold of the values that {self.title} reads (or any_model: true), "
-                f"got one of {made_by}, where the values are of {judged_by}"
+                f"got one of {made_by}, where the values are of {scored_by}"
             )
 
     def _scored_by(self, run: Run) -> str:
         """What computes the values: equal where values of two runs can be compared."""
-        if self.score is None:
-            return f"column {self.column}"
-        return str(run.artifacts[self.score].info["scored_by"])
+        return self._column if self.score is None else str(run.artifacts[self.score].info["scored_by"])
+
+    @property
+    def _column(self) -> str:
+        return f"column {self.column}"
 
     @contextlib.contextmanager
     def _explained(self, keep: int) -> Iterator[None]:

@@ -90,7 +90,8 @@ class ImageBased(Clustered):
         run = plan.run
         count = partial(count_nearest, run.store, fit, run.threads, num_clusters)
         references_K = np.zeros(num_clusters, np.int64)
-        for counts_K in spread(count, [part.path for part in reference.parts], workers=run.workers):
+        paths = [part.path for part in reference.parts]
+        for counts_K in spread(count, paths, workers=run.workers, num_cpus=run.threads):
             references_K += counts_K
         if not references_K.any():
             got = f"none in {reference.rows} samples"

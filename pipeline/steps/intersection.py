@@ -9,7 +9,7 @@ Reads the verdicts of the steps in `of`, whose artifacts are called `<name>.<nam
 null where it keeps the row, and its own details as `<its name>.<detail>`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -54,6 +54,11 @@ class Intersection(Step):
         """The steps in `of`."""
         return [(("of", i), step) for i, step in enumerate(self.of)]
 
+    @property
+    def clusterings(self) -> Sequence[str]:
+        """Those of the inner steps, which go by `<name>.<name of the inner step>`."""
+        return [f"{self.title}.{name}" for step in self.of for name in step.clusterings]
+
     def embeddings(self) -> Sequence[tuple[str, Modality]]:
         """All that an inner step needs."""
         return list(dict.fromkeys(need for step in self.of for need in step.embeddings()))
@@ -70,6 +75,11 @@ class Intersection(Step):
         """Checks each inner step. Raises UserError."""
         for step in self.of:
             step.check()
+
+    def check_scores(self, scored_by: Callable[[str], str]) -> None:
+        """Checks what each inner step reads. Raises UserError."""
+        for step in self.of:
+            step.check_scores(scored_by)
 
     def identity(self, run: Run) -> dict[str, Any]:
         """The names, which the reasons hold; the settings of the inner steps address what is read."""

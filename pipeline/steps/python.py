@@ -13,7 +13,7 @@ import inspect
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,10 @@ class Python(Step):
         """As the settings say."""
         return self.gives == "score"
 
+    def scored_by(self, models: Mapping[str, Any]) -> str:
+        """The function and its module's source."""
+        return json.dumps([self.function, digest(_source(self.function))])
+
     def check(self) -> None:
         """Imports the function before any work. Raises ConfigError where that fails."""
         load_function(self.function)
@@ -73,8 +77,7 @@ class Python(Step):
         if published := plan.published:
             return published
         if self.gives_score:
-            scored_by = json.dumps([self.function, digest(_source(self.function))])
-            return plan.map_attributes(partial(score, self), info={"scored_by": scored_by})
+            return plan.map_attributes(partial(score, self), info={"scored_by": self.scored_by(run.models)})
         return plan.map_verdicts(partial(judge, self))
 
 

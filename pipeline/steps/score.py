@@ -4,8 +4,8 @@ Reads both embeddings of the model. Output column: `score`, float64 in [-1, 1], 
 Data Filtering Networks use it with a network trained on trusted pairs (Fang et al. 2023, arXiv 2309.17425, section 3).
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ import pyarrow as pa
 from operators.embeddings import cosine_pairs
 from pipeline.artifact import Artifact
 from pipeline.columns import embeddings, present, scatter
-from pipeline.models import model_identity
+from pipeline.models import decide_precision, model_identity
 from pipeline.run import Modality, Read, Run
 from pipeline.steps.base import Step
 
@@ -37,12 +37,16 @@ class Score(Step):
         """Always."""
         return True
 
+    def scored_by(self, models: Mapping[str, Any]) -> str:
+        """The identity of the model."""
+        return model_identity(decide_precision(models[self.model]))
+
     def run(self, run: Run) -> Artifact:
         """Finds or makes the scores."""
         image, text = (run.embeddings[need] for need in self.embeddings())
         reads = [Read(image, {"embedding": "image"}), Read(text, {"embedding": "text"})]
         plan = run.plan(self.title, self.identity(run), reads)
-        info = {"scored_by": model_identity(run.models[self.model])}
+        info = {"scored_by": self.scored_by(run.models)}
         return plan.published or plan.map_attributes(cosine, info=info)
 
 

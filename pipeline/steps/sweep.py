@@ -33,10 +33,10 @@ from operators.errors import InputError, UserError
 from operators.evenness import effective_number, five_numbers
 from operators.quotas import balance_floor, lower_bounds, solve_quotas
 from pipeline.artifact import Artifact
-from pipeline.clustering import KMeansOptions, KMeansSettings
+from pipeline.clustering import KMeansOptions, KMeansSettings, check_init
 from pipeline.run import Modality, Read, Run
 from pipeline.selection import rows_to_keep
-from pipeline.steps.base import Step
+from pipeline.steps.base import Step, refuse_ignored
 from pipeline.steps.clustered import check_nearest
 from pipeline.steps.clusters import Fit, cluster, fit_of
 from pipeline.steps.semantic_dedup import Epsilon, SemanticDedup
@@ -84,13 +84,26 @@ class Sweep(Step, KMeansOptions):
             if getattr(self, name) not in (None, *self.clusters):
                 known = ", ".join(map(str, self.clusters))
                 raise ValueError(f"{name} must be one of clusters ({known}), got {getattr(self, name)}")
+        if not self.epsilons:
+            refuse_ignored(self, ["dedup_clusters", "neighbour_clusters"], "with epsilons []")
+        if not self.temperatures:
+            unused = ["quota_clusters", "keep_fraction", "density", "neighbours", "class_balance"]
+            refuse_ignored(self, unused, "with temperatures []")
+        if self.density != "dintra*dinter":
+            refuse_ignored(self, ["neighbours"], f"with density {self.density}")
         check_nearest(self)
+        check_init(self.init, self.clusters[-1])
         return self
 
     @property
     def judges(self) -> bool:
         """Never."""
         return False
+
+    @property
+    def clusterings(self) -> Sequence[str]:
+        """One for each k."""
+        return [self._inner(k) for k in self.clusters]
 
     def embeddings(self) -> Sequence[tuple[str, Modality]]:
         """The model's images."""

@@ -6,7 +6,7 @@ Legend: N rows.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import fsspec
@@ -75,6 +75,11 @@ class ThresholdFile(BaseModel):
 
     file: str = Field(min_length=1)
     any_model: bool = False
+
+    @cached_property
+    def stored(self) -> Threshold:
+        """The stored threshold, read once and then the same for the whole of a run. Raises as `read` does."""
+        return self.read()
 
     def read(self) -> Threshold:
         """The stored threshold. Raises InputError where the file is none."""

@@ -1,5 +1,7 @@
 """Merging clusters into concepts. Legend: N rows, K micro-clusters, C concepts, D dimensions."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.cluster import AgglomerativeClustering
@@ -47,6 +49,18 @@ def test_groups_equal_scikit_learn(fitted, linkage):
     assert ours.merges_M4.shape == (39, 4)
     by_distance = merge_clusters(centroids_KD, rows, linkage, distance=float(ours.merges_M4[33, 2]))
     assert by_distance.concept_K.tolist() == ours.concept_K.tolist()  # the 34th merge joins 7 into 6
+
+
+def test_ward_holds_no_more_than_the_others():
+    centroids_KD = unit_rows(unit_rows16(500))
+    rows = np.zeros_like(centroids_KD), np.ones(500, dtype=np.int64)
+    peaks = []
+    for linkage in ("average", "average", "ward"):  # the first imports scipy
+        tracemalloc.start()
+        merge_clusters(centroids_KD, rows, linkage, to=7)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert 8 * 500**2 < peaks[2] < 1.05 * peaks[1]
 
 
 def test_a_concept_is_what_its_rows_say(fitted):

@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
 from operators import duplicates, near_pairs
-from operators.duplicates import GOES, LAST_KEY, STAYS, Block, Groups, Heard, Rule, compare, distinct_rows, is_over, open_block, settle
+from operators.duplicates import (
+    GOES,
+    LAST_KEY,
+    STAYS,
+    Block,
+    Groups,
+    Heard,
+    Rule,
+    compare,
+    distinct_rows,
+    is_over,
+    open_block,
+    settle,
+)
 from operators.embeddings import to_unit_float16
 from operators.near_pairs import screen, thresholds
 

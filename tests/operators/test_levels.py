@@ -94,6 +94,11 @@ def test_one_cluster_as_many_clusters_as_rows_and_identical_rows():
     assert centroids_KD.shape == (4, 8)
 
 
+def test_a_level_has_at_most_as_many_clusters_as_the_one_below():
+    with pytest.raises(AssertionError):
+        cluster_level(np.eye(3), 4, Effort(1, 0), seed=0)
+
+
 def test_points_and_seeds():
     assert points_to_keep(1000, 100, None) == 5
     assert points_to_keep(10, 8, None) == 1

@@ -30,6 +30,8 @@ def test_a_number_stays_and_search_is_decided() -> None:
         {"clusters": 2, "metric": "cosine"},
         {"clusters": 2, "points_per_cluster": 0},
         {"clusters": 2, "search": "faiss"},
+        {"clusters": 10_001, "init": "kmeans++"},
+        {"clusters": 20_001, "init": "kmeans||"},
     ],
 )
 def test_settings_are_checked(bad: dict[str, object]) -> None:

@@ -3,13 +3,16 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from ray.exceptions import RayTaskError
 
+from operators.errors import InputError
 from pipeline import kmeans
 from pipeline import run as running
 from pipeline.artifact import Artifact, Part, publish_part, read_columns
 from pipeline.clustering import KMeansFit, KMeansSettings
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.iterations import UNFINISHED, State
+from pipeline.kmeans_worker import Setup, Worker
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.run import Run
@@ -18,7 +21,8 @@ from pipeline.storage import Store
 
 
 @pytest.fixture
-def run(tmp_path) -> Run:
+def run(tmp_path, monkeypatch) -> Run:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
     x_ND = np.eye(4, dtype=np.float16)
     columns = {
         "samples": (pa.field("uid", pa.binary(16)), pa.array([bytes([row]) * 16 for row in range(4)], pa.binary(16))),
@@ -47,7 +51,7 @@ def test_a_fit_outlives_the_run_that_made_it(run, monkeypatch):
         kill.setattr(running, "spread", killed)
         with pytest.raises(KeyboardInterrupt):
             cluster(run, "prune", "raw", KMeansSettings(clusters=2))
-    monkeypatch.setattr(running, "spread", lambda function, items, *, workers: map(function, items))
+    monkeypatch.setattr(running, "spread", lambda function, items, *, workers, num_cpus: map(function, items))
     artifact = cluster(run, "prune", "raw", KMeansSettings(clusters=2))
     assert len(calls) == 1
     assert (artifact.info["inertia"], artifact.info["iterations"]) == ([0.75, 0.5], 1)
@@ -72,7 +76,7 @@ def test_auto_euclidean_and_a_search_by_groups_are_recorded(run, monkeypatch):
 
     centroids_KD = np.array([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.25, 0.25]])
     monkeypatch.setattr(kmeans, "fit", fit)
-    monkeypatch.setattr(running, "spread", lambda function, items, *, workers: map(function, items))
+    monkeypatch.setattr(running, "spread", lambda function, items, *, workers, num_cpus: map(function, items))
     artifact = cluster(run, "prune", "raw", KMeansSettings(clusters="auto", metric="euclidean", search="two_level"))
     assert [(settings.clusters, settings.search) for settings in asked] == [(2, "two_level")]
     assert (artifact.info["clusters"], artifact.info["rows_fitted"], artifact.info["recall"]) == (2, 3, 0.5)
@@ -83,3 +87,46 @@ def test_auto_euclidean_and_a_search_by_groups_are_recorded(run, monkeypatch):
     assert table["cluster"].to_pylist() == [0, 0, 1, 1]
     assert table["similarity"].to_pylist() == [0.75, 0.75, 0.6875, 0.6875]  # 1 - |x - c|^2 / 2
     assert not run.store.find(f"{artifact.folder}/{UNFINISHED}")
+
+
+def test_fewer_embeddings_than_clusters(run, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise InputError("clusters must be at most ...")
+
+    monkeypatch.setattr(kmeans, "fit", refuse)
+    with pytest.raises(InputError, match=r"^prune\.clusters must be at most \.\.\.$"):
+        cluster(run, "prune", "raw", KMeansSettings(clusters=2))
+
+
+def test_an_error_of_a_loader_stays_as_it_is(run, monkeypatch):
+    error = RayTaskError("step", "...", InputError("part 3 must be readable, got nothing")).as_instanceof_cause()
+
+    def lose(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(kmeans, "fit", lose)
+    with pytest.raises(InputError) as raised:
+        cluster(run, "prune", "raw", KMeansSettings(clusters=2))
+    assert raised.value is error
+
+
+def test_rows_are_assigned_with_as_many_cpus_as_threads(run, monkeypatch):
+    run.workers, run.threads, asked = 4, 3, []
+
+    def spread(function, items, **settings):
+        asked.append(settings)
+        return map(function, items)
+
+    fitted = KMeansFit(np.eye(4)[:2], [0.5], 0, np.array([2, 2]), np.array([1.0, 1.0]))
+    monkeypatch.setattr(kmeans, "fit", lambda *args, **kwargs: fitted)
+    monkeypatch.setattr(running, "spread", spread)
+    cluster(run, "prune", "raw", KMeansSettings(clusters=2))
+    assert asked == [{"workers": 4, "num_cpus": 3}]
+
+
+def test_counting_rows_makes_no_keys():
+    none = np.zeros(2, np.uint64)
+    setup = Setup(KMeansSettings(clusters=1), seed=0, threads=1, device="cpu", sample=None)
+    worker = Worker(lambda: [(np.eye(2, dtype=np.float16), none, none)], setup)
+    assert worker.num_rows() == 2
+    assert "_keys" not in vars(worker)

@@ -22,7 +22,7 @@ from pipeline.pool import Pool, Source
 from pipeline.progress import Progress
 from pipeline.readers import read_shard
 from pipeline.record import open_run
-from pipeline.references import embed_reference
+from pipeline.references import embed_reference, reference_facts
 from tests.embedding_pools import table, uid, unit_rows, write_clip_retrieval, write_datacomp
 
 CLIP = {"library": "stored", "image": "img_emb", "text": "text_emb"}
@@ -281,6 +281,10 @@ def test_a_damaged_shard_costs_its_rows(ray_here, tmp_path):
         ),
         ({"export": [{"format": "semdedup", "path": "x", "model": "clip", "step": "p"}]}, "must name one of the steps"),
         ({"steps": [{"step": "exact_dedup"}]}, "must be semantic_dedup for a pool of embeddings"),
+        (
+            {"steps": [{"step": "intersection", "of": [{"step": "rules", "min_side": 1}, {"step": "exact_dedup"}]}]},
+            "must be semantic_dedup for a pool of embeddings",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(changes, rule):
@@ -315,6 +319,7 @@ def test_a_reference_set_of_images_does_not_fit_stored_embeddings(curated, tmp_p
     run, _ = open_run(settings.store, workers=1, progress=Progress())
     (tmp_path / "a.jpg").write_bytes(b"x")
     with pytest.raises(InputError, match=r"models.clip must be used with a pool of embeddings, got library stored"):
-        embed_reference(run, [Source(format="images", path=str(tmp_path))], [("clip", "image")])
-    reference = embed_reference(run, [Source(format="clip_retrieval", path=f"{folder}/cr")], [("clip", "image")])
-    assert reference.embeddings["clip", "image"].total("kept") == 20
+        embed_reference(run, [Source(format="images", path=str(tmp_path))], [("clip", "image")], "step.against")
+    source = Source(format="clip_retrieval", path=f"{folder}/cr")
+    reference = embed_reference(run, [source], [("clip", "image")], "step.against")
+    assert reference_facts(reference) == {"samples": 20, "compared": 20, "rejected": {}, "damaged": {}}

@@ -100,6 +100,39 @@ def test_a_run_knows_only_absolute_paths(monkeypatch):
     assert started.value.args[0] == curation().resolved() != curation()
 
 
+RAW = {"raw": {"library": "pixels"}}
+SEMDEDUP = {"format": "semdedup", "path": "out", "model": "raw"}
+LABELLED = {"step": "prune", "method": "prototypes", "model": "raw", "name": "labelled", "label": "k"}
+CLUSTERING = [
+    {"step": "rules", "min_side": 1},
+    {"step": "sweep", "model": "raw", "clusters": [2, 4]},
+    PRUNE,
+    LABELLED,
+    LABELLED | {"name": "own", "label": None, "clusters": 3},
+    LABELLED | {"name": "target", "label": None, "clusters": 3, "target": {"format": "images", "path": "t"}},
+    {
+        "step": "intersection",
+        "name": "both",
+        "of": [{"step": "rules", "min_side": 1}, {"step": "semantic_dedup", "model": "raw", "epsilon": 0.1}],
+    },
+]
+
+
+@pytest.mark.parametrize("name", ["sweep.k2", "sweep.k4", "prune", "own", "both.semantic_dedup"])
+def test_an_export_of_clusters_names_a_clustering_of_the_pool(name):
+    assert curation(models=RAW, steps=CLUSTERING, export=[SEMDEDUP | {"step": name}]).export[0].step == name
+
+
+@pytest.mark.parametrize("name", ["rules", "sweep", "labelled", "target", "both", "nothing"])
+def test_what_clusters_nothing_is_refused_before_any_work(name):
+    with pytest.raises(ValidationError) as caught:
+        curation(models=RAW, steps=CLUSTERING, export=[SEMDEDUP | {"step": name}])
+    problem = caught.value.errors()[0]["ctx"]["error"]
+    assert problem.path == ("export", 0, "step")
+    known = "sweep.k2, sweep.k4, prune, own, both.semantic_dedup"
+    assert problem.rule == f"must name one of the steps that cluster the pool ({known}), got {name!r}"
+
+
 SECRET_URL = "ftp://user:hunter2@host/folder"
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from operators.errors import InputError
+from operators.errors import InputError, LimitExceeded
 from pipeline.artifact import read_columns
 from pipeline.curate import check, run_steps, start_run
 from pipeline.curation import Curation
@@ -73,8 +73,13 @@ def test_what_an_evaluation_set_holds_goes(folders, tmp_path, monkeypatch):
 
 
 def test_a_set_without_images_is_an_error(folders, tmp_path):
+    settings = config(folders, tmp_path, "none")
+    rule = r"decontaminate\.against: at most 5\.00% of the 1 samples may be rejected .*undecodable_image 1"
+    with pytest.raises(LimitExceeded, match=rule):
+        details(settings, workers=1)
+    lenient = settings.model_copy(update={"pool": settings.pool.model_copy(update={"max_reject_fraction": 1.0})})
     with pytest.raises(InputError, match=r"decontaminate\.against must hold at least one sound image, got none"):
-        details(config(folders, tmp_path, "none"), workers=1)
+        details(lenient, workers=1)
 
 
 def test_a_set_that_is_not_there_is_found_before_any_work(folders, tmp_path):

@@ -5,11 +5,14 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.near_duplicates import (
+    ENCODER,
     EPSILON,
     PIXELS,
     TEMPERATURE,
+    VIEWS,
     Trial,
     Truth,
+    draw_views,
     nt_xent,
     score_exact,
     score_semantic,
@@ -74,3 +77,12 @@ def test_the_loss_is_the_mean_over_rows_of_the_partner_against_all_others():
         logits = {j: unit_ND[i] @ unit_ND[j] / TEMPERATURE for j in range(6) if j != i}
         losses.append(np.log(sum(np.exp(value) for value in logits.values())) - logits[(i + 3) % 6])
     assert nt_xent(torch.from_numpy(x_ND)).item() == pytest.approx(np.mean(losses))
+
+
+def test_the_views_of_a_picture_are_itself_and_changed_copies():
+    pool = PoolSettings(samples=20, broken=False)
+    views_VHWC = draw_views(pool, 3).astype(int)
+    assert views_VHWC.shape == (VIEWS, ENCODER["image_size"], ENCODER["image_size"], 3)
+    np.testing.assert_array_equal(views_VHWC, draw_views(pool, 3))
+    for copy_HWC in views_VHWC[1:]:
+        assert 0 < np.abs(copy_HWC - views_VHWC[0]).mean() < 0.5 * np.abs(draw_views(pool, 4)[0] - views_VHWC[0]).mean()

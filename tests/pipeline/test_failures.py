@@ -46,7 +46,7 @@ def test_failures_of_training_workers():
 def ray():
     import ray
 
-    ray.init(num_cpus=2, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
 

@@ -13,7 +13,10 @@ from pydantic import ValidationError
 from operators.errors import InputError
 from operators.selection import Cutoffs, Keys, order_key
 from pipeline.artifact import parquet_bytes
+from pipeline.curate import check
+from pipeline.curation import Curation
 from pipeline.steps import filter, groups, values
+from pipeline.steps.registry import Intersection
 from pipeline.steps.thresholds import Threshold, ThresholdFile
 from pipeline.steps.values import Ranking
 from pipeline.storage import Store
@@ -160,6 +163,10 @@ class TestSettings:
             ({"draw": True, "keep_fraction": 0.5, "estimate_on": 9}, "needs score or column with estimate_on"),
             ({"score": "a", "keep_fraction": 0.5, "estimate_on": 0}, "greater than or equal to 1"),
             ({"score": "a", "keep_fraction": 0.5, "confidence": 1}, "less than 1"),
+            ({"score": "a", "keep_fraction": 0.5, "confidence": 0.9}, "must be left out without estimate_on, got 0.9"),
+            ({"score": "a", "min": 0, "best": "lowest"}, "must be left out with a range, .*, got lowest"),
+            ({"score": "a", "min": 2, "max": 1}, "at most max \\(1.0\\), got 2.0"),
+            ({"score": "a", "min": float("nan")}, "finite number"),
         ],
     )
     def test_what_does_not_go_together(self, settings, message):
@@ -209,6 +216,34 @@ class TestStoredThreshold:
         filter.Filter(step="filter", score="a", threshold=file).check()
         with pytest.raises(InputError, match=r"filter.best must be highest, as in .*, got lowest"):
             filter.Filter(step="filter", score="a", threshold=file, best="lowest").check()
+
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_one_of_another_model_is_refused_before_any_work_and_read_once(self, tmp_path, monkeypatch, inside):
+        reads = []
+        monkeypatch.setattr(ThresholdFile, "read", lambda file: reads.append(file) or STORED)
+        step = filter.Filter(step="filter", score="a", threshold=ThresholdFile(file="t.json"))
+        outer = Intersection(step="intersection", of=(step, {"step": "rules", "min_side": 1})) if inside else step
+        outer.check()
+        outer.check_scores({"a": "a model"}.__getitem__)
+        with pytest.raises(InputError, match=r"values that filter reads .* got one of a model, .* are of another"):
+            outer.check_scores({"a": "another"}.__getitem__)
+        assert len(reads) == 1
+        with pytest.raises(InputError, match="of a model, where the values are of column width"):
+            filter.Filter(step="filter", column="width", threshold=ThresholdFile(file="t.json")).check()
+
+    def test_a_run_checks_it_before_any_work(self, tmp_path):
+        file = self.file(tmp_path, STORED.model_dump_json())
+        (tmp_path / "a.png").write_bytes(b"x")
+        config = {
+            "pool": {"format": "images", "path": str(tmp_path)},
+            "workspace": str(tmp_path / "work"),
+            "steps": [
+                {"step": "python", "name": "a", "function": "operator:length_hint", "gives": "score"},
+                {"step": "filter", "score": "a", "threshold": file},
+            ],
+        }
+        with pytest.raises(InputError, match=r"got one of a model, where the values are of .*operator:length_hint"):
+            check(Curation.model_validate(config), dry=True)
 
     def test_its_path_becomes_absolute(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

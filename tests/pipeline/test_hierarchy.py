@@ -32,6 +32,7 @@ from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.resampling import Resampling
 from pipeline.run import Run
+from pipeline.steps.clustered import Clustered
 from pipeline.steps.clusters import cluster, fit_of, load
 from pipeline.steps.prune.hierarchical import HierarchicalPrune
 from pipeline.storage import Store
@@ -130,6 +131,8 @@ def test_a_merge_equals_the_same_in_one_place(tmp_path):
     plain = fit_of(run.store, cluster(run, "plain", "raw", MERGED.model_copy(update={"merge": None})).info)
     artifact = cluster(run, "prune", "raw", MERGED)
     fit = fit_of(run.store, artifact.info)
+    assert fit.inertia[:-1] == plain.inertia
+    assert fit.inertia[-1] == pytest.approx(1 - fit.similarity_K.sum() / fit.sizes_K.sum())
     x_ND, uids = embedded_rows()
     cluster_N, _ = assign(x_ND, plain.centroids_KD)
     expected = merge_clusters(plain.centroids_KD, partial_sums(x_ND, cluster_N, 24), "average", to=7)
@@ -228,23 +231,24 @@ def test_hierarchical_pruning_keeps_the_quotas_of_each_level(tmp_path):
 
 
 def test_more_concepts_than_clusters(tmp_path):
-    with pytest.raises(
-        InputError, match=r"prune.clusters: merge.to must be at most the number of clusters, got 9 for 5"
-    ):
+    with pytest.raises(InputError, match=r"^prune.merge.to must be at most clusters \(5\), got 9"):
         cluster(make_run(tmp_path), "prune", "raw", KMeansSettings(clusters=5, iterations=0, merge=Merge(to=9)))
 
 
 def test_no_machine_with_the_memory_for_a_merge(monkeypatch):
     nodes = [{"Alive": True, "Resources": {"memory": 80_000}}, {"Alive": False, "Resources": {"memory": 10**12}}]
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": True, "Resources": {}}])
-    assert hierarchy._check_memory(100) == 80_000
-    with pytest.raises(InputError, match=r"clusters to merge must be at most 100, .* got 101"):
-        hierarchy._check_memory(101)
+    merge = Merge(to=2)
+    hierarchy.check_refinement(KMeansSettings(clusters=100, merge=merge))
+    hierarchy.check_refinement(KMeansSettings(clusters=101))
+    with pytest.raises(ValueError, match=r"^clusters must be at most 100 where they are merged, .* got 101"):
+        hierarchy.check_refinement(KMeansSettings(clusters=101, merge=merge))
 
 
 def test_more_clusters_than_can_be_merged(tmp_path, monkeypatch):
-    monkeypatch.setattr("operators.hac.MAX_ROWS", 4)
-    with pytest.raises(InputError, match=r"prune.clusters: rows of a hierarchical clustering must be at most 4"):
+    monkeypatch.setattr("pipeline.hierarchy.MAX_ROWS", 4)
+    monkeypatch.setattr("pipeline.kmeans.fit", never_fits)
+    with pytest.raises(InputError, match=r"^prune.clusters must be at most 4 where they are merged, got 5"):
         cluster(make_run(tmp_path), "prune", "raw", KMeansSettings(clusters=5, iterations=0, merge=Merge(to=2)))
 
 
@@ -274,6 +278,8 @@ def test_merge_settings_are_strict(settings, message):
         ({"merge": {"to": 3}}, "merge must not be set for method hierarchical"),
         ({"metric": "euclidean"}, "metric must be spherical where"),
         ({"search": "two_level"}, "search must be exact where"),
+        ({"clusters": "auto", "levels": [9, 9]}, r"levels must fall from below clusters \(auto\), got \[9, 9\]"),
+        ({"clusters": "auto", "levels": [0]}, "levels must fall from below clusters"),
         ({"merge": {"to": 31}}, r"merge.to must be at most clusters \(30\), got 31"),
         ({"resampling": {"rounds": -1}}, "greater than or equal to 0"),
     ],
@@ -283,6 +289,24 @@ def test_level_settings_are_checked(changes, message):
     HierarchicalPrune.model_validate(settings)
     with pytest.raises(ValidationError, match=message):
         HierarchicalPrune.model_validate(settings | changes)
+
+
+def test_levels_above_clusters_that_are_chosen_later(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.kmeans.fit", never_fits)
+    check_levels("auto", [40, 3])
+    settings = KMeansSettings(clusters="auto", levels=(40, 3))
+    with pytest.raises(InputError, match=r"^prune.levels must fall from below clusters \(26\), got \[40, 3\]"):
+        cluster(make_run(tmp_path), "prune", "raw", settings)
+
+
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [({"to": 2}, "clusters must be at most 30,000 where they are merged, got 30,001"), ({"to": 40_000}, "30,001")],
+)
+def test_merges_are_checked_before_any_work(merge, message):
+    with pytest.raises(ValidationError, match=message):
+        Clustered.model_validate({"step": "any", "clusters": 30_001, "merge": merge})
+    Clustered.model_validate({"step": "any", "clusters": 30_000, "merge": {"to": 2}})
 
 
 def test_the_top_level_may_be_one_cluster():

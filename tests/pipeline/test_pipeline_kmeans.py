@@ -43,7 +43,7 @@ DIMS = 24
 @pytest.fixture(scope="module", autouse=True)
 def ray_cluster() -> Iterator[None]:
     # 7 actors at once, and one of 4 threads: these CPUs are a count for the scheduler, not processors.
-    ray.init(num_cpus=7, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=7, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import a test module
     yield
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
@@ -138,7 +138,7 @@ def test_identical_rows_and_as_many_clusters_as_rows() -> None:
 
 
 def test_more_clusters_than_rows() -> None:
-    with pytest.raises(InputError, match="clusters must be at most the number of rows, got 9 clusters for 8 rows"):
+    with pytest.raises(InputError, match="at most the number of rows with an embedding, got 9 clusters for 8 rows"):
         fit([partial(blocks, 8)], KMeansSettings(clusters=9), seed=0, threads=1)
 
 

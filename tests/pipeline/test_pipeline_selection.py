@@ -16,7 +16,7 @@ NUM_GROUPS = 40
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=3, object_store_memory=300_000_000, include_dashboard=False)
+    ray.init(address="local", num_cpus=3, object_store_memory=300_000_000, include_dashboard=False)
     yield
     ray.shutdown()
 

@@ -150,6 +150,9 @@ def test_a_draw_depends_on_uid_seed_and_name_alone():
         ({"method": "cluster_balanced", "keep": 1, "clusters": 2}, "needs model and clusters"),
         (DBP | {"members": "middle"}, "'hard', 'easy', 'random' or 'stratified'"),
         (DBP | {"bins": 0}, "greater than or equal to 1"),
+        (DBP | {"bins": 5}, "must be left out without members: stratified, got 5"),
+        (DBP | {"density": "uniform", "neighbours": 3}, "must be left out with density uniform, got 3"),
+        (DBP | {"clusters": 10_001, "init": "kmeans++"}, r"random for more than 10,000 clusters, got kmeans\+\+"),
     ],
 )
 def test_settings(settings, message):

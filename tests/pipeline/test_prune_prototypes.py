@@ -16,7 +16,7 @@ from pipeline.clustering import KMeansSettings
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.pool import Source
 from pipeline.steps.prune import AnyPrune, classes, distances
-from pipeline.steps.prune.classes import labels, merge_classes, sum_classes
+from pipeline.steps.prune.classes import labels, list_names, merge_classes, merge_names, sum_classes
 from pipeline.steps.prune.difficulty import Judge, Ranking, count_others, count_prototypes, unsafe_keys
 from pipeline.steps.prune.distances import Measure, Prototypes, find_lacks, measure_rows, read_prototypes
 from pipeline.storage import Store
@@ -55,6 +55,7 @@ class TestClasses:
     def test_no_rows(self):
         found = sum_classes("c", table())
         assert (found.names, found.sums_CD.shape, found.counts_C.tolist()) == ((), (0, 2), [])
+        assert list_names("c", table()) == ()
 
     @given(st.lists(st.sampled_from(["a", "b", "c", None]), max_size=12), st.integers(1, 5), st.randoms())
     def test_parts_in_any_order_merge_to_the_whole(self, names, num_parts, random):
@@ -67,6 +68,8 @@ class TestClasses:
         assert merged.names == whole.names
         np.testing.assert_array_equal(merged.sums_CD, whole.sums_CD)
         np.testing.assert_array_equal(merged.counts_C, whole.counts_C)
+        alone = reduce(lambda a, b: merge_names("prune", "c", a, b), (list_names("c", part) for part in parts))
+        assert alone == whole.names
 
     def test_too_many(self, monkeypatch):
         monkeypatch.setattr(classes, "MAX_CLASSES", 1)
@@ -180,6 +183,9 @@ class TestDifficulty:
         ({"label": "k", "quantile": 1.0}, "less than 1"),
         ({"clusters": 3, "members": "random"}, "'hard' or 'easy'"),
         ({"clusters": 2, "difficulty": "margin"}, "needs at least 3 clusters for difficulty: margin, got 2"),
+        ({"clusters": 9, "merge": {"to": 2}, "difficulty": "margin"}, "at least 3 for difficulty: margin, got 2"),
+        ({"label": "k", "iterations": 5}, "must be left out without clusters, got 5"),
+        ({"label": "k", "merge": {"to": 3}}, "must be left out without clusters"),
     ],
 )
 def test_settings(settings, message):

@@ -1,4 +1,4 @@
-"""Every way to prune in one run on a real Ray: against brute force, and the same bytes however it is spread."""
+"""Every way to prune in one run on Ray, of stored embeddings: against brute force, the same bytes however spread."""
 
 import io
 import itertools
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 from scipy.spatial.distance import cdist
 
 from operators.errors import InputError
@@ -21,69 +20,67 @@ from pipeline.curation import Curation
 from pipeline.ledger import ledger_sha256, read_ledger
 from pipeline.progress import Progress
 from pipeline.record import open_run
-from tests.small_pools import write_tar
+from tests.embedding_pools import write_datacomp
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors"),  # few shards, many encoders
-]
+pytestmark = pytest.mark.ray
 
-COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), 3: (40, 60, 220), "grey": (120, 120, 120)}
-"""Classes by what their metadata says; a number is a class, too."""
+KINDS = ("red", "green", "grey", "3")
+"""Classes, each around a direction of its own."""
 
-CLUSTERS = {"model": "raw", "clusters": 6, "iterations": 5}
+CLUSTERS = {"model": "raw", "clusters": 6, "iterations": 3}
 PROTOTYPES = {"step": "prune", "method": "prototypes", "model": "raw"}
+ROWS_PER_ACTOR = 80  # up to four actors: each takes more than a second to start, and a run asks for seven searches
 
 
-def samples(count: int, seed: int, classes=tuple(COLOURS)) -> list[dict[str, bytes]]:
-    """Noisy colours of some classes; every eleventh sample has no label."""
+def write_shard(folder: Path, name: str, kinds: list, seed: int) -> None:
+    """Embeddings of some classes, more and less like them; every eleventh sample has no label."""
     rng = np.random.default_rng(seed)
-    made = []
-    for i in range(count):
-        label = classes[int(len(classes) * rng.random() ** 1.5)]  # the first are more frequent
-        noise_HWC = np.array(COLOURS[label]) + rng.normal(0, rng.uniform(5, 90), (8, 8, 3))
-        buffer = io.BytesIO()
-        Image.fromarray(noise_HWC.clip(0, 255).astype(np.uint8)).resize((32, 32)).save(buffer, "PNG")
-        metadata = {} if i % 11 == 0 else {"kind": label, "sort": "image"}
-        made.append({"png": buffer.getvalue(), "txt": b"text", "json": json.dumps(metadata).encode()})
-    return made
+    x_ND = 2 * np.eye(8)[[KINDS.index(str(kind)) for kind in kinds]] + 0.5
+    x_ND += rng.uniform(0.05, 1.2, (len(kinds), 1)) * rng.standard_normal(x_ND.shape)
+    lacks = np.arange(len(kinds)) % 11 == 0
+    columns = {"kind": pa.array(kinds, mask=lacks), "sort": pa.array(["image"] * len(kinds), mask=lacks)}
+    write_datacomp(folder, name, pa.table(columns), raw_img=x_ND.astype(np.float32))
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory) -> Path:
+    """Shards of unequal size, of which the last has numbers for labels; a target in which they are text."""
     folder = tmp_path_factory.mktemp("pools")
-    (folder / "pool").mkdir()
-    (folder / "target").mkdir()
-    for number in range(7):
-        write_tar(folder / "pool" / f"{number}.tar", samples(40 + number, seed=number))
-    write_tar(folder / "target" / "0.tar", samples(60, 99, classes=("red", "green", 3)))
+    rng = np.random.default_rng(99)
+    for number in range(6):
+        kinds = rng.choice(KINDS[:3], 36 + number, p=[0.6, 0.25, 0.15]).tolist()
+        write_shard(folder / "pool", f"{number}", kinds, seed=number)
+    write_shard(folder / "pool", "6", [3] * 70, seed=6)
+    write_shard(folder / "target", "0", rng.choice(["red", "green", "3"], 60).tolist(), seed=99)
     return folder
 
 
-@pytest.fixture(autouse=True)
-def many_actors(monkeypatch):
-    """As many actors as workers, however few the rows."""
-    monkeypatch.setattr(running, "_ROWS_PER_ACTOR", 1)
+@pytest.fixture(scope="module", autouse=True)
+def several_actors():
+    """Several actors for few rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "_ROWS_PER_ACTOR", ROWS_PER_ACTOR)
+        yield
 
 
 def config(folder: Path, workspace: Path, steps: list, **changes) -> Curation:
     settings = {
-        "pool": {"format": "webdataset", "path": f"{folder}/pool/*.tar"},
+        "pool": {"format": "datacomp", "path": f"{folder}/pool"},
         "workspace": str(workspace),
-        "models": {"raw": {"library": "pixels", "size": 4}},
+        "models": {"raw": {"library": "stored", "image": "raw_img"}},
         "steps": steps,
         "report": False,
     }
     return Curation.model_validate(settings | changes)
 
 
-def curated(settings: Curation, workers: int = 3) -> Curation:
+def curated(settings: Curation, workers: int = 1) -> Curation:
     curate(settings, check(settings), workers=workers, progress=Progress())
     return settings
 
 
 def steps_of(pool: Path) -> list[dict]:
-    target = {"format": "webdataset", "path": f"{pool}/target/*.tar"}
+    target = {"format": "datacomp", "path": f"{pool}/target"}
     return [
         {"step": "prune", "name": "stratified", "method": "dbp", "members": "stratified", "bins": 5, "keep": 260}
         | CLUSTERS,
@@ -95,15 +92,13 @@ def steps_of(pool: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def done(pool, tmp_path_factory, ray_here):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "_ROWS_PER_ACTOR", 1)
-        return curated(config(pool, tmp_path_factory.mktemp("workspace"), steps_of(pool)))
+    return curated(config(pool, tmp_path_factory.mktemp("workspace"), steps_of(pool)))
 
 
-@pytest.mark.parametrize(("workers", "threads", "order"), [(1, 1, 1), (7, 4, -1)])
+@pytest.mark.parametrize(("workers", "threads", "order"), [(3, 1, -1), (7, 4, 1)])
 def test_the_ledger_is_the_same_for_any_workers_threads_and_order(done, pool, tmp_path, workers, threads, order):
-    tars = sorted((pool / "pool").glob("*.tar"))[::order]
-    sources = [{"format": "webdataset", "path": str(tar), "root": str(pool / "pool")} for tar in tars]
+    tables = sorted((pool / "pool").glob("*.parquet"))[::order]
+    sources = [{"format": "datacomp", "path": str(table), "root": str(pool / "pool")} for table in tables]
     changes = {"pool": {"sources": sources}, "resources": {"threads": threads}}
     other = curated(config(pool, tmp_path, steps_of(pool), **changes), workers)
     assert ledger_sha256(other.store) == ledger_sha256(done.store)

@@ -1,10 +1,12 @@
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from pipeline.shuffle import PARTITION, num_partitions, shuffle
+from pipeline.spread import spread
 
 WORDS = {"a": [3, 1, 3], "b": [], "c": [1, 3, 7, 8, 8], "d": [4]}
 
@@ -26,6 +28,16 @@ def test_rows_of_a_partition_meet_in_one_block(ray_here, partitions, workers):
 @pytest.mark.ray
 def test_no_rows_at_all(ray_here):
     assert count_numbers(["b"], 1, 2) == []
+
+
+@pytest.mark.ray
+def test_a_function_may_hold_more_than_ray_exports_with_one(ray_here):
+    held_N = np.arange(13_000_000)  # 104 MB; Ray refuses functions of more than 100 MB
+
+    def look(i: int) -> int:
+        return int(held_N[i])
+
+    assert sorted(spread(look, [0, 12_999_999], workers=2)) == [0, 12_999_999]
 
 
 def count_numbers(names: list[str], partitions: int, workers: int) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -143,6 +143,17 @@ def make_verdicts(run: Run, step: Step) -> Verdicts:
     return Verdicts(step_facts(run, step))
 
 
+def reference_text(facts: Mapping[str, Any] | None) -> str:
+    """What a reference set held (`pipeline.references.reference_facts`), in a sentence; empty where there is none."""
+    if not facts:
+        return ""
+    text = f"Of {number(facts['samples'])} samples in the reference set, {number(facts['compared'])} could be compared"
+    lost = [f"{number(count)} were rejected as {reason}" for reason, count in facts["rejected"].items()]
+    if facts["damaged"]:
+        lost.append(f"damaged were {', '.join(f'{shard} ({why})' for shard, why in facts['damaged'].items())}")
+    return f"{'; '.join([text, *lost])}."
+
+
 def step_facts(run: Run, step: Step, note: str = "") -> StepFacts:
     """The facts of a verdict step, from its settings and its parts' counts, and a note of its own."""
     artifact = run.artifacts[step.title]
@@ -154,6 +165,6 @@ def step_facts(run: Run, step: Step, note: str = "") -> StepFacts:
         rows_in=artifact.total("in"),
         rows_out=artifact.total("kept"),
         reasons=artifact.totals("dropped"),
-        note=note,
+        note=" ".join(filter(None, [note, reference_text(artifact.info.get("reference"))])),
         charts=merge_charts(run, step),
     )

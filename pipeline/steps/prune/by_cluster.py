@@ -26,6 +26,7 @@ from operators.errors import UserError
 from operators.quotas import solve_quotas
 from pipeline.artifact import Artifact, parquet_bytes
 from pipeline.run import Plan, Read, Run, Verdicts
+from pipeline.steps.base import refuse_ignored
 from pipeline.steps.clustered import Clustered
 from pipeline.steps.clusters import Fit, cluster, fit_of
 from pipeline.steps.prune import ranked, stratified
@@ -70,6 +71,8 @@ class ByCluster(Prune, Clustered):
         self.check_one_target()
         if self.model is None or self.clusters is None:
             raise ValueError("needs model and clusters")
+        if self.members != "stratified":
+            refuse_ignored(self, ["bins"], "without members: stratified")
         return self
 
     def run(self, run: Run) -> Artifact:

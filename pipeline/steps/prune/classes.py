@@ -50,34 +50,51 @@ def find_classes(plan: Plan, title: str, field: str) -> Classes:
         InputError: no row has the field, or it has more values than classes can have.
     """
     classes: Classes = fold(plan, partial(sum_classes, field), partial(merge_classes, title, field))
-    if not classes.names:
-        raise InputError(f"{title}.label must be a field with text or whole numbers, got {field!r}, which no row has")
+    _check_some(title, field, classes.names)
     return classes
+
+
+def find_names(plan: Plan, title: str, field: str) -> tuple[str, ...]:
+    """The names of `find_classes` alone, for whom the sums would be a waste. Raises as that does."""
+    names: tuple[str, ...] = fold(plan, partial(list_names, field), partial(merge_names, title, field))
+    _check_some(title, field, names)
+    return names
 
 
 def sum_classes(field: str, table: pa.Table) -> Classes:
     """The classes of one table, of its rows that have a label and an embedding."""
     from operators.kmeans import partial_sums  # imports torch
 
-    usable = table.select(["embedding"]).append_column("label", labels(field, table["metadata"])).drop_null()
-    names = tuple(sorted(usable["label"].unique().to_pylist()))
+    usable = _usable(field, table)
+    names = _names(usable)
     class_N = class_ids(usable["label"].combine_chunks(), names)
     return Classes(names, *partial_sums(embeddings(usable["embedding"]), class_N, len(names)))
 
 
 def merge_classes(title: str, field: str, a: Classes, b: Classes) -> Classes:
     """The classes of both. Sums are exact, so their order is free."""
-    names = tuple(sorted({*a.names, *b.names}))
-    if len(names) > MAX_CLASSES:
-        raise InputError(
-            f"{title}.label must be a field of at most {MAX_CLASSES:,} values, got {field!r}, which has {len(names):,}"
-        )
+    names = merge_names(title, field, a.names, b.names)
     sums_CD, counts_C = np.zeros((len(names), a.sums_CD.shape[1])), np.zeros(len(names), np.int64)
     for part in (a, b):
         at = class_ids(pa.array(part.names, pa.string()), names)
         sums_CD[at] += part.sums_CD
         counts_C[at] += part.counts_C
     return Classes(names, sums_CD, counts_C)
+
+
+def list_names(field: str, table: pa.Table) -> tuple[str, ...]:
+    """The names of the classes of one table, of its rows that have a label and an embedding; sorted."""
+    return _names(_usable(field, table))
+
+
+def merge_names(title: str, field: str, a: Sequence[str], b: Sequence[str]) -> tuple[str, ...]:
+    """The names of both, sorted."""
+    names = tuple(sorted({*a, *b}))
+    if len(names) > MAX_CLASSES:
+        raise InputError(
+            f"{title}.label must be a field of at most {MAX_CLASSES:,} values, got {field!r}, which has {len(names):,}"
+        )
+    return names
 
 
 def labels(field: str, metadata: pa.ChunkedArray) -> pa.Array:
@@ -93,6 +110,20 @@ def class_ids(names_N: pa.Array, names: Sequence[str]) -> NDArray[np.int32]:
     """The position of each name among the known ones, -1 where it is null or not among them."""
     position_N = pc.index_in(names_N, pa.array(names, pa.string()))
     return cast("NDArray[np.int32]", pc.fill_null(position_N, -1).to_numpy(zero_copy_only=False))
+
+
+def _usable(field: str, table: pa.Table) -> pa.Table:
+    """Columns `embedding` and `label` of the rows that have both."""
+    return table.select(["embedding"]).append_column("label", labels(field, table["metadata"])).drop_null()
+
+
+def _names(usable: pa.Table) -> tuple[str, ...]:
+    return tuple(sorted(usable["label"].unique().to_pylist()))
+
+
+def _check_some(title: str, field: str, names: Sequence[str]) -> None:
+    if not names:
+        raise InputError(f"{title}.label must be a field with text or whole numbers, got {field!r}, which no row has")
 
 
 def _label(value: object) -> str | None:

@@ -4,14 +4,15 @@ Quotas follow the softmax of each cluster's density, as near to it in least squa
 `operators.quotas`). Columns, reasons and details: `by_cluster`.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from operators.density import Density, densities, softmax
 from operators.quotas import balance_floor, solve_quotas
+from pipeline.steps.base import refuse_ignored
 from pipeline.steps.clusters import Fit
 from pipeline.steps.prune.by_cluster import NEIGHBOURS, ByCluster, Distances, Weights
 
@@ -31,6 +32,12 @@ class DensityPrune(ByCluster):
     temperature: float = Field(default=0.1, gt=0)
     neighbours: int = Field(default=NEIGHBOURS, ge=1)
     class_balance: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_neighbours(self) -> Self:
+        if self.density != "dintra*dinter":
+            refuse_ignored(self, ["neighbours"], f"with density {self.density}")
+        return self
 
     @property
     def num_neighbours(self) -> int:

@@ -107,8 +107,9 @@ def measure(run: Run, what: Measure, target: Source | None) -> Artifact:
         run.store.publish(path, _npz(_find(plan, what, fit, home if target else None)))
     check_enough(read_prototypes(run.store, path), what)
     assign = partial(assign_rows, run.store, fit.info["fit"], run.threads) if fit and target else None
-    info = {"prototypes": path} | ({"reference": reference_facts(home)} if target else {})
-    return plan.map_attributes(partial(measure_rows, run.store, path, what, assign), info=info)
+    info = {"prototypes": path, "reference": reference_facts(home) if target else None}
+    measured = partial(measure_rows, run.store, path, what, assign)
+    return plan.map_attributes(measured, info=info, threads=run.threads if assign else 1)
 
 
 def _find(plan: Plan, what: Measure, fit: Artifact | None, target: Run | None) -> Prototypes:

@@ -15,6 +15,7 @@ The distances themselves are an artifact of their own: `distances`.
 Legend: G groups, P prototypes.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -27,12 +28,15 @@ from operators.errors import InputError
 from operators.prototypes import num_above_quantile
 from operators.quotas import solve_quotas
 from pipeline.artifact import Artifact, parquet_bytes
+from pipeline.clustering import KMeansOptions
+from pipeline.config.problems import KeyProblem
 from pipeline.fold import fold
 from pipeline.paths import resolve_source
 from pipeline.pool import Source
 from pipeline.references import check_reference
 from pipeline.run import Plan, Read, Run
 from pipeline.selection import plan_cutoffs, rows_to_keep
+from pipeline.steps.base import refuse_ignored
 from pipeline.steps.clustered import Clustered
 from pipeline.steps.prune.base import Prune
 from pipeline.steps.prune.difficulty import Judge, Ranking, balanced_quotas, count_prototypes
@@ -74,6 +78,10 @@ class PrototypePrune(Prune, Clustered):
             raise ValueError("needs model, and clusters or label")
         if self.difficulty == "margin" and isinstance(self.clusters, int) and self.clusters < 3:
             raise ValueError(f"needs at least 3 clusters for difficulty: margin, got {self.clusters}")
+        if self.clusters is None:
+            refuse_ignored(self, KMeansOptions.model_fields, "without clusters")
+        if self.difficulty == "margin" and self.merge and (self.merge.to or 3) < 3:
+            raise KeyProblem(("merge", "to"), f"must be at least 3 for difficulty: margin, got {self.merge.to}")
         given = [n for n in ("keep_fraction", "keep", "quantile") if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"needs at most one of keep_fraction, keep and quantile, got {' and '.join(given)}")
@@ -86,6 +94,11 @@ class PrototypePrune(Prune, Clustered):
         if self.clusters is not None and self.label is not None and self.grouping != "class":
             raise ValueError("needs per: class, or class_balance, to use label beside clusters")
         return self
+
+    @property
+    def clusterings(self) -> Sequence[str]:
+        """That of the pool, unless a target is clustered in its place."""
+        return () if self.target else super().clusterings
 
     @property
     def grouping(self) -> Grouping:
@@ -133,7 +146,7 @@ class PrototypePrune(Prune, Clustered):
         count = partial(count_prototypes, ranking, cutoffs, len(prototypes.vectors_PD))
         path = f"{plan.folder}/prototypes.parquet"
         run.store.publish(path, parquet_bytes(self._table(prototypes, fold(plan, count, np.add))))
-        info = {"prototypes": path} | {name: measured.info[name] for name in ("reference",) if name in measured.info}
+        info = {"prototypes": path, "reference": measured.info.get("reference")}
         return plan.map_verdicts(Judge(ranking, cutoffs, quota_G, self._details(prototypes)), info=info)
 
     def _quotas(self, plan: Plan, ranking: Ranking) -> Ints:
