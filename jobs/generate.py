@@ -2,10 +2,10 @@
 
     winnow generate DIR [--samples 2000] [--samples-per-shard 250] [--seed 0] [--broken | --no-broken]
                         [--zipf-exponent 1.0] [--exact-fraction 0.06] [--near-fraction 0.08]
-                        [--misaligned-fraction 0.25]
+                        [--misaligned-fraction 0.25] [--labelled | --no-labelled] [--processes 1]
 
 DIR/pool/*.tar is the pool (img2dataset's layout), DIR/truth.parquet the answers. The same arguments give the same
-bytes. For a held-out test set ask for another seed, and `--no-broken --zipf-exponent 0 --exact-fraction 0
+bytes. For a held-out test set ask for another seed, `--labelled`, and `--no-broken --zipf-exponent 0 --exact-fraction 0
 --near-fraction 0 --misaligned-fraction 0`.
 """
 
@@ -21,6 +21,7 @@ from pipeline.generate import generate_pool
 from pipeline.pool_plan import PoolSettings
 from pipeline.sample_faults import GENERATED_MEMBER_LIMIT
 
+_LABELLED_HELP = "with the concept of each image in its metadata, for an evaluation set"
 _BROKEN_HELP = "with a few samples of every reject reason, and the last shard cut"
 
 
@@ -38,12 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--misaligned-fraction", type=float, default=default.misaligned_fraction, help="share of false captions"
     )
+    parser.add_argument(
+        "--labelled", action=argparse.BooleanOptionalAction, default=default.labelled, help=_LABELLED_HELP
+    )
+    parser.add_argument("--processes", type=int, default=1, help="that write shards side by side")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generates the pool and prints what is in it; returns the exit code."""
     settings = PoolSettings(**{field.name: getattr(args, field.name) for field in fields(PoolSettings)})
-    truth = generate_pool(args.folder, settings)
+    truth = generate_pool(args.folder, settings, processes=args.processes)
     print_table(["kind", "samples"], list(count_kinds(truth).items()))
     limit = f", max_member_bytes: {GENERATED_MEMBER_LIMIT}" if settings.broken else ""
     print(f"\npool: {{format: webdataset, path: {args.folder / 'pool' / '*.tar'}{limit}}}")

@@ -19,11 +19,14 @@ from operators.errors import UserError, WinnowError
 from pipeline.failures import disk_error, winnow_error
 
 COMMANDS = {
+    "compare": "jobs.compare",
     "curate": "jobs.curate",
     "demo": "jobs.demo",
+    "evaluate": "jobs.evaluate",
     "export": "jobs.export",
     "generate": "jobs.generate",
     "report": "jobs.report",
+    "train": "jobs.train",
     "why": "jobs.why",
 }
 """Each module has `add_arguments(parser)`, `run(args) -> int`, and a docstring that is its help."""

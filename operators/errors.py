@@ -7,6 +7,7 @@
     |   |-- ModelError           weights, names or towers of a model
     |   `-- WorkspaceError       a workspace that cannot be written, read or trusted
     |-- LimitExceeded            exit code 3: a limit of the config stopped the run
+    |-- TrainingDiverged         exit code 3: the loss of a training is no number any more
     `-- UnusableImage            operators.images: one image that costs its sample; never leaves the reading
 
 Each survives pickling, so that it crosses process borders whole; all but `UnusableImage` take one message.
@@ -52,5 +53,11 @@ class WorkspaceError(UserError):
 
 class LimitExceeded(WinnowError):
     """A limit of the config stopped the run before anything downstream of it began."""
+
+    exit_code = 3
+
+
+class TrainingDiverged(WinnowError):
+    """The loss of a training is no number any more; the state before that is saved."""
 
     exit_code = 3

@@ -5,13 +5,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.encoders.settings import ModelSettings, PixelsSettings, StoredSettings
+from operators.encoders.settings import ModelSettings, StoredSettings
 from pipeline.config.problems import KeyProblem
 from pipeline.config.yaml_values import KeyPath
 from pipeline.engine import Resources
 from pipeline.export.settings import ClipRetrievalExport, Export, SemdedupExport, needs_images
 from pipeline.models import mismatch
-from pipeline.paths import resolve, resolve_source
+from pipeline.paths import resolve, resolve_model, resolve_source
 from pipeline.pool import Pool, names_password
 from pipeline.steps.base import NAME, Step
 from pipeline.steps.registry import AnyStep
@@ -59,7 +59,7 @@ class Curation(BaseModel):
         resolved = {
             "pool": self.pool.model_copy(update={"sources": tuple(sources)}),
             "workspace": self.store.url,
-            "models": {name: _resolve_model(model) for name, model in self.models.items()},
+            "models": {name: resolve_model(model) for name, model in self.models.items()},
             "steps": tuple(step.resolved() for step in self.steps),
             "export": tuple(resolve(export, ("path",)) for export in self.export),
         }
@@ -149,17 +149,12 @@ class Curation(BaseModel):
 
 
 def _check_without_images(path: KeyPath, step: Step) -> None:
-    """Refuses what compares images, in a pool of embeddings: a step, or a step inside it."""
+    """Refuses what looks at images, in a pool of embeddings: a step, or a step inside it."""
     if step.step == "exact_dedup":
         rule = "must be semantic_dedup for a pool of embeddings, which has no images to compare"
         raise KeyProblem((*path, "step"), f"{rule}, got {step.step}")
+    if step.looks_at_images:
+        rule = "must be one that reads embeddings for a pool of embeddings, which has no images"
+        raise KeyProblem((*path, "step"), f"{rule}, got {step.step}")
     for below, inner in step.inner:
         _check_without_images((*path, *below), inner)
-
-
-def _resolve_model(model: ModelSettings) -> ModelSettings:
-    """`hub`, `random` and tags are words without a dot or a slash; a folder of such a name can be written `./name`."""
-    if isinstance(model, PixelsSettings | StoredSettings):
-        return model
-    names = ["weights"] if "." in model.weights or "/" in model.weights else []
-    return resolve(model, [*names, "name"] if model.name.endswith(".json") else names)

@@ -11,12 +11,15 @@ run of members was complete, so it and all that follow it are `unseen`; every sa
 Everything about a sample is a pure function of the plan and the sample's index, so the order of rendering is free.
 """
 
+import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import tarfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from operator import itemgetter
@@ -76,7 +79,7 @@ class Picture:
     height: int
 
 
-def generate_pool(folder: Path, settings: PoolSettings) -> pa.Table:
+def generate_pool(folder: Path, settings: PoolSettings, *, processes: int = 1) -> pa.Table:
     """Writes a pool and its truth; the same settings give the same bytes under the same Pillow and numpy.
 
     All of it appears at once: until then it lies in `.NAME.partial` beside the folder, which the next attempt replaces.
@@ -84,6 +87,7 @@ def generate_pool(folder: Path, settings: PoolSettings) -> pa.Table:
     Args:
         folder: a new or an empty folder.
         settings: what to generate.
+        processes: that write shards side by side.
 
     Returns:
         The truth table, `TRUTH_SCHEMA`, in the order of shards and rows.
@@ -100,10 +104,21 @@ def generate_pool(folder: Path, settings: PoolSettings) -> pa.Table:
     if partial.exists():
         shutil.rmtree(partial)
     (partial / "pool").mkdir(parents=True)
-    truth = pa.concat_tables(_write_shard(partial / "pool", plan, shard) for shard in range(settings.num_shards))
+    truth = pa.concat_tables(_write_shards(partial / "pool", plan, processes))
     pq.write_table(truth, partial / "truth.parquet")
     partial.rename(folder)
     return truth
+
+
+def _write_shards(pool: Path, plan: PoolPlan, processes: int) -> list[pa.Table]:
+    """Writes all shards; gives their parts of the truth, in order."""
+    write = functools.partial(_write_shard, pool, plan)
+    shards = range(plan.settings.num_shards)
+    if processes == 1:
+        return [write(shard) for shard in shards]
+    # Not forked: this process may have threads, of Ray or of torch, whose locks a child would inherit closed.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool_of_processes:
+        return list(pool_of_processes.map(write, shards))
 
 
 def _write_shard(pool: Path, plan: PoolPlan, shard: int) -> pa.Table:
@@ -144,6 +159,8 @@ def make_sample(plan: PoolPlan, index: int) -> tuple[dict[str, Any], list[Member
         "sha256": hashlib.sha256(picture.data).hexdigest(),
     }
     metadata = {name: value for name, value in download.items() if name != "uid" or value is not None}
+    if plan.settings.labelled:
+        metadata["concept"] = str(CONCEPTS[plan.concept_N[index]])
     parts = {picture.ext: picture.data, "json": json.dumps(metadata).encode(), "txt": caption.encode()}
     fault = FAULTS.get(plan.faults.get(index, ""))
     return download, (fault.apply if fault else pack)(_key_in_tar(plan, index), parts)

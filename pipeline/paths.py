@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from operators.encoders.settings import ModelSettings, PixelsSettings, StoredSettings
 from pipeline.pool import SOURCE_PATHS, Source
 from pipeline.storage import absolute
 
@@ -20,3 +21,11 @@ def resolve(settings: S, names: Sequence[str]) -> S:
 def resolve_source(source: Source) -> Source:
     """A source with its paths made absolute."""
     return resolve(source, SOURCE_PATHS)
+
+
+def resolve_model(model: ModelSettings) -> ModelSettings:
+    """`hub`, `random` and tags are words without a dot or a slash; a folder of such a name can be written `./name`."""
+    if isinstance(model, PixelsSettings | StoredSettings):
+        return model
+    names = ["weights"] if "." in model.weights or "/" in model.weights else []
+    return resolve(model, [*names, "name"] if model.name.endswith(".json") else names)

@@ -29,11 +29,11 @@ def num_actors(workers: int, threads: int, *, on_gpus: bool = False) -> int:
     return min(max(1, workers // threads), room)
 
 
-def check_threads(threads: int) -> None:
-    """Raises ConfigError where no node could ever run a worker of so many threads."""
+def check_threads(threads: int, key: str = "resources.threads") -> None:
+    """Raises ConfigError, which blames a key, where no node could ever run a worker of so many threads."""
     largest = max(int(node.get("CPU", 0)) for node in _live_nodes())
     if threads > largest:
-        raise ConfigError(f"resources.threads must be at most the {largest} CPUs of the largest node, got {threads}")
+        raise ConfigError(f"{key} must be at most the {largest} CPUs of the largest node, got {threads}")
 
 
 def _room(node: Mapping[str, float], threads: int, *, on_gpus: bool) -> int:

@@ -27,6 +27,8 @@ _SEEN_FRACTION = 0.8
 class PoolSettings:
     """What to generate. Each fraction is a share of the sound samples.
 
+    With `labelled`, the metadata of each sample name its `concept`, as evaluation sets need; a pool has no such help.
+
     Raises:
         ConfigError: a value out of its range.
     """
@@ -39,6 +41,7 @@ class PoolSettings:
     exact_fraction: float = 0.06
     near_fraction: float = 0.08
     misaligned_fraction: float = 0.25
+    labelled: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1:

@@ -28,6 +28,7 @@ class StepProgress:
     Attributes:
         rows: rows done so far.
         counts: further totals, by name: kept, rejected, ...
+        remarks: what else there is to say of it at present.
     """
 
     def __init__(self, display: "Progress", name: str, total: int | None, unit: str) -> None:
@@ -36,6 +37,7 @@ class StepProgress:
         self.unit = unit
         self.rows = 0
         self.counts: Counter[str] = Counter()
+        self.remarks: tuple[str, ...] = ()
         self._display = display
         self._started = display.clock()
 
@@ -219,8 +221,8 @@ def describe_rate(step: StepProgress) -> str:
 
 
 def describe_counts(step: StepProgress) -> list[str]:
-    """`3 rejected` for each count that is not 0, in the order in which they first came."""
-    return [f"{count:,} {name}" for name, count in step.counts.items() if count]
+    """`3 rejected` for each count that is not 0, in the order in which they first came; then the remarks."""
+    return [*(f"{count:,} {name}" for name, count in step.counts.items() if count), *step.remarks]
 
 
 def describe_seconds(seconds: float) -> str:

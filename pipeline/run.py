@@ -5,7 +5,7 @@ over the shards. The function sees one table for each shard: only the rows that 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -168,7 +168,13 @@ class Run:
 
 
 class Plan:
-    """A step's work over all shards: already published, or to be mapped."""
+    """A step's work over all shards: already published, or to be mapped.
+
+    Attributes:
+        facts: what the manifest is to say of the finished parts, where a step has it found out.
+    """
+
+    facts: Callable[[Sequence[Part]], Mapping[str, Any]] | None = None
 
     def __init__(self, run: Run, name: str, folder: str, settings: Mapping[str, Any], units: Sequence[Unit]) -> None:
         self.run = run
@@ -206,29 +212,41 @@ class Plan:
 
     def map_verdicts(self, judge: Judge, *, info: Mapping[str, Any] | None = None, threads: int = 1) -> Artifact:
         """Applies a judge, which uses so many threads, to every shard and publishes the verdicts."""
-        return self._map(partial(_judge_unit, self.run.store, self.folder, judge), info or {}, threads)
+        work = partial(_judge_unit, self.run.store, self.folder, judge)
+        return self.publish(self._map(work, threads), info)
 
     def map_attributes(
         self, attribute: Attribute, *, info: Mapping[str, Any] | None = None, threads: int = 1
     ) -> Artifact:
         """Computes new columns, with so many threads, for every shard and publishes them; every row passes."""
-        return self._map(partial(_attribute_unit, self.run.store, self.folder, attribute), info or {}, threads)
+        work = partial(attribute_unit, self.run.store, self.folder, attribute)
+        return self.publish(self._map(work, threads), info)
 
-    def _map(self, work: Callable[[Unit], Part], info: Mapping[str, Any], threads: int) -> Artifact:
+    def publish(self, parts: Iterable[Part], info: Mapping[str, Any] | None = None) -> Artifact:
+        """Publishes the artifact once all its parts have come, in any order.
+
+        Args:
+            parts: of every shard, each published already.
+            info: what the manifest is to say besides.
+        """
         run = self.run
         made: dict[str, Part] = {}
         with run.progress.step(self.name, sum(unit.rows for unit in self.units)) as progress:
-            for part in spread(work, self.units, workers=run.workers, num_cpus=threads):
+            for part in parts:
                 made[part.id] = part
                 progress.advance(part.rows)
+        whole = tuple(made[unit.id] for unit in self.units)
         artifact = Artifact(
             step=self.name,
             folder=self.folder,
-            parts=tuple(made[unit.id] for unit in self.units),
-            info=info,
+            parts=whole,
+            info={**(info or {}), **(self.facts(whole) if self.facts else {})},
             seconds=round(time.monotonic() - run.step_started, 3),
         )
         return publish_manifest(run.store, artifact, self.settings)
+
+    def _map(self, work: Callable[[Unit], Part], threads: int) -> Iterator[Part]:
+        return spread(work, self.units, workers=self.run.workers, num_cpus=threads)
 
 
 def find_published(store: Store, folder: str, part_ids: Sequence[str]) -> Artifact | None:
@@ -288,7 +306,8 @@ def _judge_unit(store: Store, folder: str, judge: Judge, unit: Unit) -> Part:
     return publish_part(store, folder, draft, [result], result.schema)
 
 
-def _attribute_unit(store: Store, folder: str, attribute: Attribute, unit: Unit) -> Part:
+def attribute_unit(store: Store, folder: str, attribute: Attribute, unit: Unit) -> Part:
+    """Computes and publishes the new columns of one shard, or finds them published."""
     if part := _finished(store, folder, unit):
         return part
     table, entered_N = read_unit(store, unit)

@@ -13,7 +13,12 @@ _LARGEST_GROUP = 64
 
 
 def spread(
-    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, num_cpus: float = 1.0
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
 ) -> Iterator[Result]:
     """Yields the result of every item, in the order in which they finish.
 
@@ -26,7 +31,7 @@ def spread(
     if not items:
         return
     shared = ray.put(function)
-    task = ray.remote(_run_group).options(num_cpus=num_cpus, max_retries=3)
+    task = ray.remote(_run_group).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)
     groups = iter(_grouped(items, workers))
     in_flight: list[Any] = []
     while True:

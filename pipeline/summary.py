@@ -61,6 +61,7 @@ class Summary:
         steps: in order, embeddings and ledger included.
         exports: what was written outside the workspace.
         workspace: where.
+        warnings: what a step found that someone should look at, in sentences.
     """
 
     samples_seen: int
@@ -72,6 +73,7 @@ class Summary:
     steps: Sequence[StepSummary]
     exports: Sequence[Export]
     workspace: str
+    warnings: Sequence[str] = ()
 
     @property
     def reused(self) -> bool:
@@ -109,6 +111,7 @@ def summarise(run: Run, exports: Sequence[Export]) -> Summary:
         steps=[_step(artifact) for artifact in run.artifacts.values()],
         exports=exports,
         workspace=run.store.url,
+        warnings=[warning for artifact in run.artifacts.values() for warning in artifact.info.get("warnings", ())],
     )
 
 
@@ -155,6 +158,8 @@ def print_summary(summary: Summary) -> None:
     )
     for shard, damage in summary.shards_damaged.items():
         print(f"damaged shard: {shard} ({damage['reason']}: {damage['message']})")
+    for warning in summary.warnings:
+        print(f"warning: {warning}")
     if summary.reused:
         print("nothing to do: every step reused")
     print(f"workspace: {summary.workspace} (summary.json, ledger/, report.html)")

@@ -75,7 +75,7 @@ class OpenClipPreprocessor:
     ) -> None:
         self._architecture = architecture
         self._build_tokenizer = build_tokenizer
-        self._transform = _reference_transform(architecture)
+        self._transform = reference_transform(architecture)
         self.draft = self._transform.resize_size if decode == "fast" else None
 
     def image(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -108,14 +108,20 @@ def build_encoder(
     Raises:
         ModelError: the architecture is not one, or the weights are those of another.
     """
+    model = build_model(architecture, state_dict, seed=seed)
+    model.eval().requires_grad_(False).to(runtime.device)
+    transform = reference_transform(architecture)
+    dim = architecture.model_cfg["embed_dim"]
+    return TorchEncoder(Towers(dim, transform.mean, transform.std, model.encode_image, model.encode_text), runtime)
+
+
+def build_model(architecture: Architecture, state_dict: Mapping[str, Tensor] | None, *, seed: int = 0) -> Any:
+    """open_clip's own module of both towers, on the CPU, in training mode. Arguments and errors of `build_encoder`."""
     model = _instantiate(architecture, seed)
     if state_dict is not None:
         with must_fit(architecture.name):
             _load(model, dict(state_dict))
-    model.eval().requires_grad_(False).to(runtime.device)
-    transform = _reference_transform(architecture)
-    dim = architecture.model_cfg["embed_dim"]
-    return TorchEncoder(Towers(dim, transform.mean, transform.std, model.encode_image, model.encode_text), runtime)
+    return model
 
 
 def _instantiate(architecture: Architecture, seed: int) -> Any:
@@ -147,7 +153,8 @@ def _load(model: Any, state: dict[str, Any]) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def _reference_transform(architecture: Architecture) -> ReferenceTransform:
+def reference_transform(architecture: Architecture) -> ReferenceTransform:
+    """open_clip's evaluation transform for the architecture's input size."""
     size = architecture.model_cfg["vision_cfg"].get("image_size", open_clip.CLIPVisionCfg.image_size)
     cfg = merge_preprocess_dict(PreprocessCfg(), {**architecture.preprocess_cfg, "size": size})
     return ReferenceTransform(image_transform_v2(PreprocessCfg(**cfg), is_train=False))

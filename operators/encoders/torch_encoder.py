@@ -99,8 +99,10 @@ class TorchEncoder:
     def _encode(self, rows: NDArray[Any], forward: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         if len(rows) == 0:
             return np.empty((0, self.dim), dtype=np.float32)
-        with torch.inference_mode(), _numerics(self._runtime):
-            outputs = [forward(batch.to(self._runtime.device)) for batch in _batches(rows, self._runtime.batch_size)]
+        with torch.inference_mode(), numerics(self._runtime):
+            outputs = [
+                forward(batch.to(self._runtime.device)) for batch in padded_batches(rows, self._runtime.batch_size)
+            ]
             return torch.cat(outputs)[: len(rows)].float().cpu().numpy()
 
 
@@ -122,7 +124,7 @@ def must_fit(name: str) -> Iterator[None]:
         raise ModelError(f"weights must be those of {name}, got {' | '.join(lines)}") from error
 
 
-def _batches(rows: NDArray[Any], size: int) -> Iterator[Tensor]:
+def padded_batches(rows: NDArray[Any], size: int) -> Iterator[Tensor]:
     """Batches of exactly `size` rows; the last one repeats its last row."""
     for start in range(0, len(rows), size):
         batch = rows[start : start + size].copy()  # rows may be a read-only view of shared memory, which torch refuses
@@ -131,7 +133,7 @@ def _batches(rows: NDArray[Any], size: int) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _numerics(runtime: Runtime) -> Iterator[None]:
+def numerics(runtime: Runtime) -> Iterator[None]:
     """Sets everything process-wide that the last bits depend on, and puts it back."""
     threads_before = torch.get_num_threads()
     torch.set_num_threads(runtime.threads)

@@ -35,7 +35,7 @@ def check(settings: OpenClipSettings) -> None:
 
 def build_preprocessor(settings: OpenClipSettings) -> OpenClipPreprocessor:
     """The half without weights."""
-    return OpenClipPreprocessor(_architecture(settings), settings.decode, build_tokenizer)
+    return OpenClipPreprocessor(find_architecture(settings), settings.decode, build_tokenizer)
 
 
 def build_tokenizer(architecture: Architecture) -> Tokenizer:
@@ -60,7 +60,7 @@ def build_tokenizer(architecture: Architecture) -> Tokenizer:
 def build_encoder(settings: OpenClipSettings, *, device: Device, threads: int) -> TorchEncoder:
     """The half with weights."""
     runtime = choose_runtime(settings.precision, settings.batch_size, device, threads)
-    return towers.build_encoder(_architecture(settings), load_weights(settings), runtime, seed=settings.seed)
+    return towers.build_encoder(find_architecture(settings), load_weights(settings), runtime, seed=settings.seed)
 
 
 def load_weights(settings: OpenClipSettings) -> dict[str, Tensor] | None:
@@ -85,7 +85,7 @@ def load_weights(settings: OpenClipSettings) -> dict[str, Tensor] | None:
 def identity(settings: OpenClipSettings) -> dict[str, Any]:
     """All that an embedding depends on: the architecture is named by what it says, not by where it was found."""
     found = identity_of(settings, _origin(settings))
-    architecture = _architecture(settings)
+    architecture = find_architecture(settings)
     found["name"] = {"model": architecture.model_cfg, "preprocess": architecture.preprocess_cfg}
     del found["preprocess"]
     return found
@@ -98,7 +98,7 @@ def _origin(settings: OpenClipSettings) -> Origin:
     return origin_of(settings.weights, is_tag=open_clip.is_pretrained_cfg(settings.name, settings.weights))
 
 
-def _architecture(settings: OpenClipSettings) -> Architecture:
+def find_architecture(settings: OpenClipSettings) -> Architecture:
     """What the name says, unless the weights are an export folder that says it itself; then `preprocess` on top."""
     origin = _origin(settings)
     tag = open_clip.get_pretrained_cfg(settings.name, settings.weights) if origin == "tag" else {}

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from pipeline.report.examples import Wanted, find_examples, rows_by_shard
+from pipeline.report.measured import measured, measured_sections
 from pipeline.report.page import META_NAME, Headline, Report, Stage, asset_bytes, number, percent, render
 from pipeline.report.scan import Unit, scan
 from pipeline.report.views import make_views
@@ -54,7 +55,7 @@ def write_report(run: Run, steps: Sequence[Step], summary: Summary) -> bool:
         digest=address,
         headlines=headlines(summary),
         stages=funnel(run, steps, summary),
-        sections=tuple(section for section in sections if section),
+        sections=(*(section for section in sections if section), *measured_sections(run.store)),
     )
     run.store.replace(REPORT, render(report))
     return True
@@ -70,6 +71,7 @@ def report_digest(run: Run, steps: Sequence[Step]) -> str:
         run.seed,
         [artifact.digest for artifact in artifacts],
         [step.model_dump(mode="json") for step in steps],
+        *measured(run.store),
     )
 
 

@@ -195,8 +195,9 @@ class Report:
         workspace: its path or URL.
         digest: names what the report was made from.
         headlines: large numbers.
-        stages: the funnel, from the whole pool to what is kept.
+        stages: the funnel, from the whole pool to what is kept; none where there is no funnel to show.
         sections: in order.
+        kind: of report, in a word.
     """
 
     title: str
@@ -205,6 +206,7 @@ class Report:
     headlines: tuple[Headline, ...]
     stages: tuple[Stage, ...]
     sections: tuple[Section, ...]
+    kind: str = "curation"
 
 
 def render(report: Report) -> bytes:

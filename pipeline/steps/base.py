@@ -30,6 +30,8 @@ class Step(BaseModel):
     version: ClassVar[int] = 1
     random: ClassVar[bool] = False
     """Whether the run's seed changes the result."""
+    looks_at_images: ClassVar[bool] = False
+    """Whether it reads the images themselves, besides what is known of them."""
 
     step: str
     name: str = Field(default="", pattern=f"^({NAME})?$")
@@ -74,7 +76,7 @@ class Step(BaseModel):
     def check(self) -> None:
         """Checks, before any work, what the settings name outside the config. Raises UserError."""
 
-    def check_scores(self, scored_by: Callable[[str], str]) -> None:
+    def check_scores(self, scored_by: Callable[[str], str | None]) -> None:
         """Checks, before any work, the scores that it reads.
 
         Args:
@@ -84,8 +86,11 @@ class Step(BaseModel):
             UserError: they are not what the step can use.
         """
 
-    def scored_by(self, models: Mapping[str, Any]) -> str:
-        """What computes the score that it gives, by the settings of the models: equal where scores can be compared."""
+    def scored_by(self, models: Mapping[str, Any]) -> str | None:
+        """What computes the score that it gives, by the settings of the models: equal where scores can be compared.
+
+        None where that is known only once the step has run; the info of its artifact then says it.
+        """
         raise NotImplementedError
 
     def run(self, run: Run) -> Artifact:

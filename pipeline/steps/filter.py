@@ -7,7 +7,8 @@ that is kept.
 
 Among the n best, of equal values the lowest uid is kept, so exactly n stay (DataComp's own code keeps n + 1 and ties).
 A threshold is applied to each sample alone, so ties stay. Beside the verdicts lies `threshold.json` where the threshold
-was estimated (`pipeline.steps.thresholds`), and with `per` `groups.parquet` (`pipeline.steps.groups`).
+was estimated (`pipeline.steps.thresholds`), and with `per` `groups.parquet` (`pipeline.steps.groups`). What `diversity`
+finds stands in the manifest (`pipeline.steps.diversity`).
 """
 
 import contextlib
@@ -28,9 +29,11 @@ from pipeline.artifact import Artifact
 from pipeline.config.problems import KeyProblem
 from pipeline.failures import winnow_error
 from pipeline.paths import resolve
-from pipeline.run import Plan, Read, Run, Verdicts
+from pipeline.run import Modality, Plan, Read, Run, Verdicts
 from pipeline.selection import plan_cutoffs, rows_to_keep
 from pipeline.steps.base import Step, refuse_ignored
+from pipeline.steps.clusters import cluster
+from pipeline.steps.diversity import DiversitySettings, measure
 from pipeline.steps.groups import best_of_each, group_ids, group_names, read_cutoffs
 from pipeline.steps.thresholds import Best, ThresholdFile, estimate
 from pipeline.steps.values import SAMPLE_COLUMNS, Ranking, Values, draws, numbers, read_values
@@ -53,6 +56,7 @@ class Filter(Step):
         confidence: of the interval that is stated for the share then kept.
         min, max: the range kept, both ends included.
         threshold: one that was estimated before, perhaps on another pool.
+        diversity: measure how diverse the kept rows are, next to those that came in. Changes no verdict.
     """
 
     step: Literal["filter"]
@@ -68,6 +72,7 @@ class Filter(Step):
     min: FiniteFloat | None = None
     max: FiniteFloat | None = None
     threshold: ThresholdFile | None = None
+    diversity: DiversitySettings | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -97,6 +102,10 @@ class Filter(Step):
     def _ranked(self) -> bool:
         return self.keep_fraction is not None or self.keep is not None
 
+    def embeddings(self) -> Sequence[tuple[str, Modality]]:
+        """What diversity is measured by."""
+        return () if self.diversity is None else ((self.diversity.model, "image"),)
+
     def scores(self) -> Sequence[str]:
         """The score step, if it names one."""
         return () if self.score is None else (self.score,)
@@ -113,22 +122,28 @@ class Filter(Step):
             if self.score is None:
                 self._check_source(self.threshold, self._column)
 
-    def check_scores(self, scored_by: Callable[[str], str]) -> None:
+    def check_scores(self, scored_by: Callable[[str], str | None]) -> None:
         """Looks whether the stored threshold is one of the same model's scores. Raises InputError."""
-        if self.threshold and self.score is not None:
-            self._check_source(self.threshold, scored_by(self.score))
+        if self.threshold and self.score is not None and (source := scored_by(self.score)) is not None:
+            self._check_source(self.threshold, source)
 
     def identity(self, run: Run) -> dict[str, Any]:
         """Covers the value of a stored threshold and not where it lies, and the seed where something is drawn."""
         drawn = {"seed": run.seed} if self.draw or self.estimate_on is not None else {}
         threshold = {"threshold": self.threshold.stored.value} if self.threshold else {}
-        return super().identity(run) | threshold | drawn
+        identity = super().identity(run) | threshold | drawn
+        if self.diversity is None:  # as if there were no such setting
+            del identity["diversity"]
+        return identity
 
     def run(self, run: Run) -> Artifact:
         """Finds or makes the verdicts."""
         self.check()
         self.check_scores(lambda _: self._scored_by(run))
         plan = run.plan(self.title, self.identity(run), self._reads(run), reduces=self._ranked)
+        if self.diversity:
+            clusters = cluster(run, f"{self.title}.diversity", self.diversity.model, self.diversity.kmeans)
+            plan.facts = partial(measure, run, self.title, self.diversity, clusters)
         return self._with_values(
             plan.published or self._judge(plan, Ranking(self._values(run), self.best == "highest"))
         )

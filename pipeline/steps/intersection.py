@@ -76,7 +76,7 @@ class Intersection(Step):
         for step in self.of:
             step.check()
 
-    def check_scores(self, scored_by: Callable[[str], str]) -> None:
+    def check_scores(self, scored_by: Callable[[str], str | None]) -> None:
         """Checks what each inner step reads. Raises UserError."""
         for step in self.of:
             step.check_scores(scored_by)

@@ -4,12 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.steps.binary_embeddings import BinaryEmbeddings
+from pipeline.steps.binary_images import BinaryImages
 from pipeline.steps.decontaminate import Decontaminate
 from pipeline.steps.deny import Deny
 from pipeline.steps.exact_dedup import ExactDedup
 from pipeline.steps.filter import Filter
 from pipeline.steps.image_based import ImageBased
 from pipeline.steps.intersection import Intersection
+from pipeline.steps.masked_autoencoder import MaskedAutoencoder
 from pipeline.steps.prune import AnyPrune
 from pipeline.steps.python import Python
 from pipeline.steps.rules import Rules
@@ -25,6 +28,9 @@ AnyStep = Annotated[
     | Sweep
     | Decontaminate
     | Score
+    | BinaryEmbeddings
+    | BinaryImages
+    | MaskedAutoencoder
     | Filter
     | ImageBased
     | AnyPrune

@@ -1,6 +1,9 @@
-"""The command `winnow demo`, but for the curation."""
+"""The command `winnow demo`, but for what it runs."""
 
 import argparse
+import contextlib
+import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,27 +11,34 @@ import pytest
 
 from jobs import demo
 from operators.errors import InputError
+from pipeline.comparison.settings import Like
+
+DOORS = ("run_training", "run_curation", "run_comparison", "check_truth", "print_summary", "print_comparison")
 
 
 @pytest.fixture
 def run_demo(monkeypatch):
-    """Runs the command with nothing behind it; returns its config and the sizes of the pools it would generate."""
-    sizes, configs = [], []
+    """Runs the command with nothing behind it; returns its config and the pools that it generated."""
+    made, configs = [], []
 
-    def generate(folder, settings):
-        sizes.append(settings.samples)
+    def generate(folder, settings, processes):
+        made.append((folder.name, settings.samples))
         folder.mkdir(exist_ok=True)
         pq.write_table(pa.table({"row": range(settings.samples)}), folder / "truth.parquet")
 
     monkeypatch.setattr(demo, "generate_pool", generate)
-    monkeypatch.setattr(demo, "run_curation", configs.append)
-    monkeypatch.setattr(demo, "print_summary", lambda summary: None)
+    monkeypatch.setattr(demo, "engine", lambda resources: contextlib.nullcontext(1))
+    for door in (*DOORS, "print_checked", "write_report"):
+        monkeypatch.setattr(demo, door, lambda *args: None)
+    monkeypatch.setattr(demo, "open_run", lambda store, workers, progress: (None, None))
+    configure = demo.configure
+    monkeypatch.setattr(demo, "configure", lambda args: configs.append(configure(args)) or configs[-1])
 
     def run(*argv):
         parser = argparse.ArgumentParser()
         demo.add_arguments(parser)
         assert demo.run(parser.parse_args([str(word) for word in argv])) == 0
-        return configs[-1], sizes
+        return configs[-1], made
 
     return run
 
@@ -38,20 +48,41 @@ def test_every_path_lies_in_the_folder_unless_set(run_demo, tmp_path):
     config, _ = run_demo("--folder", folder, "--set", "workspace=elsewhere", "--set", "export.0.path=tars")
     assert (config.pool.sources[0].path, config.workspace) == (str(folder / "pool"), "elsewhere")
     assert [export.path for export in config.export] == ["tars", str(folder / "curated/subset.npy")]
+    training = config.filter_training(folder)
+    assert training.workspace == str(folder / "dfn")
+    assert config.models["dfn"].weights == f"{training.workspace}/model"
+    assert json.loads((folder / "towers.json").read_text()) == config.towers
+    assert training.model.name == config.training.model.name == config.models["dfn"].name == f"{folder}/towers.json"
+    (task,) = config.evaluation
+    assert task.data.sources[0].path == str(folder / "test/pool")
+    assert len(Path(task.classes).read_text().splitlines()) == 120
 
 
-def test_without_a_folder_the_paths_are_those_of_the_file(monkeypatch):
+def test_without_a_folder_the_paths_are_those_of_the_file(tmp_path, monkeypatch):
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
-    config = demo.load_config(str(demo._CONFIG), demo.Curation)
+    config = demo.load_config(str(demo._CONFIG), demo.Demo)
+    monkeypatch.chdir(tmp_path)
     assert demo.configure(parser.parse_args([])) == config
 
 
-def test_the_pool_is_made_once_and_another_size_is_refused(run_demo, tmp_path):
+def test_the_comparison_is_of_the_curation_with_as_many_at_random(run_demo, tmp_path):
+    config, _ = run_demo("--folder", tmp_path / "demo", "--set", "steps.prune.keep_fraction=0.9")
+    comparison = config.comparison
+    assert comparison.selections == {"raw": (), "random": Like(like="curated"), "curated": config.steps}
+    assert comparison.selections["curated"][-1].keep_fraction == 0.9
+    assert (comparison.against, comparison.workspace, comparison.seeds) == ("raw", config.workspace, config.seeds)
+    assert (config.curation.steps, config.curation.export) == (config.steps, config.export)
+
+
+def test_pools_are_made_once_and_another_size_is_refused(run_demo, tmp_path):
     folder = tmp_path / "demo"
-    run_demo("--folder", folder, "--samples", 300)
-    run_demo("--folder", folder)
-    assert run_demo("--folder", folder, "--samples", 300)[1] == [300]
+    small = ("--set", "trusted=30", "--set", "test=20")
+    run_demo("--folder", folder, "--samples", 300, *small)
+    run_demo("--folder", folder, *small)
+    made = [("demo", 300), ("trusted", 30), ("test", 20)]
+    assert run_demo("--folder", folder, "--samples", 300, *small)[1] == made
     with pytest.raises(InputError, match=r"samples must be 300, as many as the pool in .*demo has, got 400: remove"):
-        run_demo("--folder", folder, "--samples", 400)
-    assert run_demo("--folder", tmp_path / "other")[1] == [300, 2000]
+        run_demo("--folder", folder, "--samples", 400, *small)
+    with pytest.raises(InputError, match=r"samples must be 30, as many as the pool in .*trusted has, got 31: remove"):
+        run_demo("--folder", folder, "--set", "trusted=31", "--set", "test=20")

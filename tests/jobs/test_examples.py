@@ -12,11 +12,15 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from jobs.demo import Demo
 from jobs.main import main
+from pipeline.comparison.settings import Comparison
 from pipeline.config.loader import load_config
 from pipeline.curation import Curation
+from pipeline.evaluation.settings import Evaluation
 from pipeline.ledger import read_ledger
 from pipeline.storage import Store
+from pipeline.training.settings import Training
 from tests.small_pools import jpeg, sound, tar_bytes, write_tar
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -56,10 +60,22 @@ def set_all(**values: object) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_is_a_valid_config_that_says_how_to_run_it(path):
-    assert load_config(str(path), Curation).steps
     words = path.read_text()
     assert words.startswith("# ")
-    assert "winnow curate examples/" in words or "winnow demo" in words
+    if "winnow train examples/" in words:
+        assert load_config(str(path), Training).data
+        return
+    if "winnow compare examples/" in words:
+        assert load_config(str(path), Comparison).selections
+        return
+    if "winnow demo" in words and "winnow curate" not in words:
+        assert load_config(str(path), Demo).steps
+        return
+    if "winnow evaluate examples/" in words:
+        assert load_config(str(path), Evaluation).tasks
+        return
+    assert load_config(str(path), Curation).steps
+    assert "winnow curate examples/" in words
 
 
 @pytest.mark.ray

@@ -22,6 +22,9 @@ from typing import get_args
 
 import pytest
 
+from pipeline.evaluation.evaluate import OUTCOMES_VERSION
+from pipeline.evaluation.fields import FIELDS_VERSION
+from pipeline.evaluation.texts import TEXTS_VERSION
 from pipeline.steps.clusters import CLUSTERS_VERSION
 from pipeline.steps.registry import AnyStep
 from pipeline.steps.unique_uid import UniqueUid
@@ -42,6 +45,7 @@ PRUNE = [f"pipeline.steps.prune.{path.stem}" for path in sorted((ROOT / "pipelin
 READERS = [f"pipeline.readers.{path.stem}" for path in sorted((ROOT / "pipeline/readers").glob("[!_]*.py"))]
 MODELS = [f"pipeline.models.{path.stem}" for path in sorted((ROOT / "pipeline/models").glob("[!_]*.py"))]
 KMEANS = [f"pipeline.{name}" for name in ("kmeans", "kmeans_worker", "kmeans_keys", "first_centroids", "clustering")]
+OUTCOMES = [f"pipeline.evaluation.{name}" for name in ("jobs", "labels", "prepare", "sets")]
 
 BESIDE = {
     "exact_dedup": ["pipeline.uniqueness"],
@@ -57,6 +61,9 @@ STEPS: dict[str, tuple[int, list[str]]] = {
 STEPS |= {
     "clusters": (CLUSTERS_VERSION, ["pipeline.steps.clusters", *KMEANS]),
     "embedding": (EMBEDDING_VERSION, ["pipeline.stream.chunks", "pipeline.stream.encode", *MODELS]),
+    "evaluation.fields": (FIELDS_VERSION, ["pipeline.evaluation.fields", *READERS]),
+    "evaluation.outcomes": (OUTCOMES_VERSION, OUTCOMES),
+    "evaluation.texts": (TEXTS_VERSION, ["pipeline.evaluation.texts", *MODELS]),
     "samples": (SAMPLES_VERSION, ["pipeline.stream.chunks", *READERS]),
 }
 NO_RESULT = {"operators.errors"}

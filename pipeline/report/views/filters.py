@@ -8,12 +8,21 @@ import numpy as np
 
 from pipeline.report.figures import FATES, Mark, draw_histogram
 from pipeline.report.histogram import histogram
-from pipeline.report.page import Block, Chart, Gallery, Group, number
+from pipeline.report.page import Block, Cell, Chart, Gallery, Group, Table, number
+from pipeline.report.page import Column as Heading
 from pipeline.report.scan import Column, Frame, Observation
 from pipeline.report.views.base import Seen
 from pipeline.report.views.verdicts import Verdicts, step_facts
 from pipeline.run import Run
+from pipeline.steps.diversity import describe
 
+_DIVERSITY = (
+    Heading("samples", numeric=False),
+    Heading("number", help="that have an embedding"),
+    Heading("effective clusters", help="clusters of equal size that would be as diverse: exp of the entropy"),
+    Heading("entropy", help="of the clusters' shares, in nats"),
+    Heading("largest cluster", share=True),
+)
 _BORDER = ("border/kept", "border/dropped")
 
 
@@ -24,10 +33,12 @@ class Filtered(Verdicts):
     Attributes:
         value: what is filtered by.
         thresholds: the values at which the verdict changes.
+        diversity: what came in next to what was kept, where that was measured.
     """
 
     value: str
     thresholds: tuple[float, ...]
+    diversity: tuple[Block, ...] = ()
 
     @property
     def reads(self) -> Sequence[Column]:
@@ -49,7 +60,7 @@ class Filtered(Verdicts):
 
     def details(self, seen: Seen) -> Sequence[Block]:
         """The values, and the samples on both sides of the threshold."""
-        blocks: list[Block] = []
+        blocks: list[Block] = [*self.diversity]
         if counts := seen.histogram("value"):
             marks = [Mark(value, f"threshold {number(value)}") for value in self.thresholds]
             chart = draw_histogram(counts, FATES, self.value, marks)
@@ -71,8 +82,28 @@ def make_filter(run: Run, step: Any) -> Filtered:
     """The view of a `filter` step."""
     info = run.artifacts[step.title].info
     thresholds = [value for value in (info.get("threshold"), step.min, step.max) if value is not None]
-    note = _note(info["estimate"], info["threshold_file"]) if "estimate" in info else ""
-    return Filtered(step_facts(run, step, note), step.score or step.column or "draw", tuple(thresholds))
+    notes = [_note(info["estimate"], info["threshold_file"])] if "estimate" in info else []
+    found = info.get("diversity")
+    if found:
+        notes += [describe(found), *info.get("warnings", ())]
+    blocks = (_diversity_table(found),) if found else ()
+    facts = step_facts(run, step, " ".join(notes))
+    return Filtered(facts, step.score or step.column or "draw", tuple(thresholds), blocks)
+
+
+def _diversity_table(found: Mapping[str, Any]) -> Table:
+    """What came in next to what was kept."""
+    rows = tuple(
+        (
+            Cell(name, name),
+            Cell(number(found[key]["samples"]), found[key]["samples"]),
+            Cell(f"{found[key]['effective']:,.1f}", found[key]["effective"]),
+            Cell(f"{found[key]['entropy']:.3f}", found[key]["entropy"]),
+            Cell(f"{found[key]['largest_share']:.1%}", found[key]["largest_share"]),
+        )
+        for name, key in (("came in", "before"), ("kept", "after"))
+    )
+    return Table(f"Diversity by {number(found['clusters'])} clusters", _DIVERSITY, rows)
 
 
 def _note(estimate: Mapping[str, Any], path: str) -> str:

@@ -1,0 +1,1 @@
+"""How good a model is: zero-shot classification, retrieval, a linear probe, and how sure one can be of the numbers."""

@@ -1,0 +1,148 @@
+"""Selections held against each other: accuracies by seed, and differences with their intervals.
+
+A difference has two intervals. The one over seeds (Student's t, paired by seed) says what other seeds might give; the
+one over samples (bootstrap, both sides drawn alike, outcomes of all seeds) what another test set might give.
+
+Legend: S seeds.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.evaluation.intervals import Estimate, Metric, paired_bootstrap, paired_t_interval
+from pipeline.comparison.results import Accuracy, Difference, Interval, TaskVerdict
+from pipeline.comparison.selections import Selected
+from pipeline.comparison.settings import Comparison
+from pipeline.comparison.trainings import Key
+from pipeline.evaluation.results import Result, draws, load_outcomes
+from pipeline.spread import spread
+from pipeline.storage import Store
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A difference to be measured: results of both sides by seed, in the same order."""
+
+    ours: str
+    theirs: str
+    our_results: tuple[Result, ...]
+    their_results: tuple[Result, ...]
+
+
+def judge(
+    config: Comparison,
+    selections: Sequence[Selected],
+    results: Mapping[Key, Sequence[Result]],
+    store: Store,
+    workers: int,
+) -> list[TaskVerdict]:
+    """Holds the selections against each other on every task.
+
+    Args:
+        config: of the job.
+        selections: in order.
+        results: of each model, in the order of the tasks.
+        store: the workspace of the evaluation.
+        workers: CPU workers.
+    """
+    tasks = range(len(next(iter(results.values()))))
+    by_task = [{key: found[number] for key, found in results.items()} for number in tasks]
+    compared = pairs(config.against, selections)
+    return [_judge_task(config, compared, found, store, workers) for found in by_task]
+
+
+def pairs(baseline: str, selections: Sequence[Selected]) -> list[tuple[str, str]]:
+    """Which are compared: each with the baseline, and with a random one, that of its size if there is one."""
+    randoms = {selected.like: selected.name for selected in selections if selected.like}
+    found = [(selected.name, baseline) for selected in selections]
+    for selected in selections:
+        if not selected.like and randoms:
+            found.append((selected.name, randoms.get(selected.name, next(iter(randoms.values())))))
+    return [pair for pair in dict.fromkeys(found) if pair[0] != pair[1]]
+
+
+def warnings(selections: Sequence[Selected], verdicts: Sequence[TaskVerdict]) -> list[str]:
+    """What someone should look at: scores that rose while accuracy fell, and what selections brought along.
+
+    A filter whose scores are high and whose set is no better than a random one has learnt something else than quality
+    (Fang et al. 2023, arXiv 2309.17425, sections 1 and 4).
+    """
+    found = [warning for selected in selections for warning in selected.warnings]
+    randoms = [selected.name for selected in selections if selected.like]
+    for selected in selections:
+        risen = [(title, score) for title, score in selected.scores.items() if score.kept > score.pool]
+        for verdict in verdicts if risen else []:
+            for worse in (verdict.difference(selected.name, name) for name in randoms):
+                if worse is None or worse.value >= 0:
+                    continue
+                title, score = risen[0]
+                sure = "its intervals are clear of zero" if worse.clear else "which may be chance"
+                found.append(
+                    f"selections.{selected.name}: {title} rose from {score.pool:.4g} to {score.kept:.4g}, and yet "
+                    f"{verdict.metric} on {verdict.task} is {-worse.value:.4f} below {worse.theirs}'s ({sure}): high "
+                    "scores are no proof of a good filter."
+                )
+    return found
+
+
+def _judge_task(
+    config: Comparison,
+    compared: Sequence[tuple[str, str]],
+    results: Mapping[Key, Result],
+    store: Store,
+    workers: int,
+) -> TaskVerdict:
+    def of(name: str) -> tuple[Result, ...]:
+        return tuple(results[name, seed] for seed in config.seeds)
+
+    accuracies = tuple(accuracy(name, [result.value for result in of(name)]) for name in config.selections)
+    contrasts = [Contrast(ours, theirs, of(ours), of(theirs)) for ours, theirs in compared]
+    measure = partial(_difference, store, config.seed, config.bootstrap)
+    found = dict(spread(measure, list(enumerate(contrasts)), workers=workers))
+    any_result = next(iter(results.values()))
+    return TaskVerdict(
+        task=any_result.key,
+        metric=any_result.metric,
+        num_samples=any_result.num_samples,
+        accuracies=accuracies,
+        differences=tuple(found[number] for number in range(len(contrasts))),
+    )
+
+
+def accuracy(name: str, values: Sequence[float]) -> Accuracy:
+    """The mean over seeds, with its interval."""
+    estimate = paired_t_interval(values, np.zeros(len(values)).tolist())
+    return Accuracy(name, tuple(values), estimate.value, _bounded(estimate))
+
+
+def _difference(store: Store, seed: int, resamples: int, item: tuple[int, Contrast]) -> tuple[int, Difference]:
+    number, contrast = item
+    ours, theirs = contrast.our_results, contrast.their_results
+    over_seeds = paired_t_interval([result.value for result in ours], [result.value for result in theirs])
+    mine, other = (mean_metric([load_metric(store, result) for result in side]) for side in (ours, theirs))
+    over_samples = paired_bootstrap(mine, other, ours[0].num_samples, draws(seed, ours[0].key), resamples=resamples)
+    names = (contrast.ours, contrast.theirs)
+    return number, Difference(*names, over_seeds.value, _bounded(over_seeds), _bounded(over_samples))
+
+
+def load_metric(store: Store, result: Result) -> Metric:
+    """The main metric of a model's outcomes, as a function of how often each test sample counts."""
+    return partial(load_outcomes(store, result).measure, result.metric)
+
+
+def mean_metric(metrics: Sequence[Callable[[NDArray[np.int64] | None], float]]) -> Metric:
+    """The mean over seeds of a metric."""
+
+    def mean(times_N: NDArray[np.int64] | None) -> float:
+        return math.fsum(metric(times_N) for metric in metrics) / len(metrics)
+
+    return mean
+
+
+def _bounded(estimate: Estimate) -> Interval:
+    return (estimate.low, estimate.high) if math.isfinite(estimate.low) else None

@@ -1,0 +1,1 @@
+"""Evaluating models: reading evaluation sets, embedding them once, and publishing what came of every sample."""

@@ -1,0 +1,291 @@
+"""What each training worker does: batch after batch, from the newest checkpoint to the finished model."""
+
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train.collective import broadcast_from_rank_zero
+from torch import Tensor
+
+from operators.encoders.settings import OpenClipSettings
+from operators.errors import ConfigError, TrainingDiverged, WinnowError
+from operators.hashing import generator
+from operators.training.averaging import average_states
+from operators.training.gradients import Batch, backward_in_pieces, backward_whole
+from operators.training.losses import Loss, clip_loss, siglip_loss
+from operators.training.parameters import clamp_scale, decay_groups
+from operators.training.schedules import learning_rate
+from operators.uids import join_uids
+from pipeline.failures import winnow_error
+from pipeline.storage import Store
+from pipeline.training.batches import Batches
+from pipeline.training.checkpoints import find_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from pipeline.training.dealing import Hand
+from pipeline.training.finished import MODEL, write_model
+from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.parallel import (
+    Parallel,
+    average_gradients,
+    get_state,
+    mean_over_workers,
+    parallelise,
+    set_state,
+)
+from pipeline.training.settings import Training
+from pipeline.training.towers import build_towers, export_config, find_towers, forward_of, pixel_reader
+
+LOSSES: dict[str, Loss] = {"clip": clip_loss, "siglip": siglip_loss}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a training is told.
+
+    Attributes:
+        config: with absolute paths.
+        encoder: the model, its precision decided.
+        identity: digest of all that the result depends on.
+        threads: of each worker.
+        steps_per_deal: as the feeder deals.
+        feeder, monitor: actors.
+    """
+
+    config: Training
+    encoder: OpenClipSettings
+    identity: str
+    threads: int
+    steps_per_deal: int
+    feeder: Any
+    monitor: Any
+
+    @property
+    def folder(self) -> str:
+        """Where checkpoints lie, relative to the workspace."""
+        return f"training/{self.identity}"
+
+
+def train_worker(job: Job) -> None:
+    """Trains as one of the workers of Ray Train, unless an earlier attempt found out that it cannot be done.
+
+    Raises:
+        Exception: what is no error of ours may be mended by another attempt from the last checkpoint.
+    """
+    if ray.get(job.monitor.failure.remote()) is not None:
+        return
+    try:
+        _Worker(job).run()
+    except Exception as error:
+        if (ours := explain(error, job.config)) is not None:
+            ray.get(job.monitor.fail.remote(ours))
+        raise
+
+
+def explain(error: BaseException, config: Training) -> WinnowError | None:
+    """The error of ours behind an exception: one that was raised on purpose, or what memory there was not."""
+    if (ours := winnow_error(error)) is not None:
+        return ours
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | ray.exceptions.OutOfMemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory")
+    ):
+        return out_of_memory(config)
+    return None
+
+
+def out_of_memory(config: Training) -> ConfigError:
+    """Says which settings decide how much memory a worker takes."""
+    return ConfigError(
+        "a training worker ran out of memory: raise accumulate "
+        f"(got {config.accumulate}; the batch stays whole) or resources.workers (got {config.resources.workers or 1}), "
+        f"lower batch_size (got {config.batch_size}), or set model.precision bfloat16 (got {config.model.precision}) "
+        "or model.grad_checkpointing"
+    )
+
+
+class _Worker:
+    """One worker from its newest checkpoint on."""
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(job.threads)
+        self.job = job
+        self.config = job.config
+        self.store: Store = job.config.store
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        device = ray.train.torch.get_device()
+        self.device = device
+        architecture = find_towers(job.encoder, self.config.loss)
+        self.export = export_config(architecture)
+        self.read_pixels = pixel_reader(architecture, device)
+        model = build_towers(self.config.model, job.encoder, self.config.loss).to(device)
+        self.parallel: Parallel = parallelise(model, self.config.parallel)
+        settings = self.config.optimizer
+        self.optimizer = torch.optim.AdamW(
+            decay_groups(model.named_parameters(), settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=self.config.parallel == "ddp",
+        )
+        autocast = job.encoder.precision == "bfloat16"
+        self.forward = forward_of(
+            self.parallel.call, partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=autocast)
+        )
+        self.step, self.seconds, self.waited, self.loss = 0, 0.0, 0.0, math.nan
+
+    def run(self) -> None:
+        """Goes on from the newest checkpoint to the end."""
+        self._resume()
+        log = MetricsLog(self.store, self.step, f"tensorboard/{self.job.identity}") if self.rank == 0 else None
+        if self.step < self.config.num_steps:
+            self._train(log)
+        if log is not None:
+            log.close()
+        self._finish()
+
+    def _resume(self) -> None:
+        """Everybody goes on from the checkpoint that the first worker finds."""
+        found = find_checkpoints(self.store, f"{self.job.folder}/checkpoints")
+        newest = found[-1].step if found else 0
+        step = broadcast_from_rank_zero(newest)
+        checkpoint = next((checkpoint for checkpoint in found if checkpoint.step == step), None)
+        if checkpoint is None:
+            return
+        set_state(self.parallel, self.optimizer, load_checkpoint(self.store, checkpoint))
+        self.step, self.loss = checkpoint.step, checkpoint.loss
+        self.seconds, self.waited = checkpoint.seconds, checkpoint.waited
+
+    def _train(self, log: MetricsLog | None) -> None:
+        config = self.config
+        if self.rank == 0:
+            self.job.monitor.begin.remote(self.step * config.batch_size)
+        started = ray.get(self.job.feeder.start.remote(self.workers, self.step)) if self.rank == 0 else None
+        attempt = broadcast_from_rank_zero(started)
+        feed = Batches(
+            self.job.feeder,
+            attempt,
+            self.rank,
+            config.num_steps - self.step,
+            local_size=config.batch_size // self.workers,
+            steps_per_deal=self.job.steps_per_deal,
+        )
+        with feed:
+            before, since, waited = self.step, time.perf_counter(), 0.0
+            for hand in feed:
+                logs = (self.step + 1) % config.log_every == 0 or self.step + 1 == config.num_steps
+                rate, norm = self._step(hand, measure=logs)
+                if logs:
+                    seconds = time.perf_counter() - since
+                    record = {
+                        "step": self.step,
+                        "samples_seen": self.step * config.batch_size,
+                        "loss": self.loss,
+                        "learning_rate": rate,
+                        "logit_scale": self.parallel.model.logit_scale.exp().item(),
+                        "grad_norm": norm,
+                        "samples_per_second": (self.step - before) * config.batch_size / seconds,
+                        "data_wait_share": (feed.waited - waited) / seconds,
+                    }
+                    self.seconds, self.waited = self.seconds + seconds, self.waited + feed.waited - waited
+                    before, since, waited = self.step, time.perf_counter(), feed.waited
+                    if log is not None:
+                        log.add(record)
+                        self.job.monitor.log.remote(record)
+                if self.step % config.checkpoint_every == 0 or self.step == config.num_steps:
+                    self._save(log)
+
+    def _step(self, hand: Hand, *, measure: bool) -> tuple[float, float | None]:
+        """One step of the optimiser. Returns the learning rate, and the norm of the gradient where it was measured.
+
+        Raises:
+            TrainingDiverged: before the weights were touched.
+        """
+        config = self.config
+        schedule = config.schedule.model_dump()
+        rate = learning_rate(self.step, peak=config.optimizer.learning_rate, num_steps=config.num_steps, **schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss = mean_over_workers(self._backward(hand))
+        if not math.isfinite(self.loss):
+            raise self._diverged(hand)
+        average_gradients(self.parallel)
+        norm = self._clip(measure=measure)
+        self.optimizer.step()
+        clamp_scale(self.parallel.model.logit_scale)
+        self.step += 1
+        return rate, norm
+
+    def _backward(self, hand: Hand) -> Tensor:
+        tokens = torch.tensor(hand.tokens_NL).to(self.device).long()
+        batch, loss = Batch(self.read_pixels(hand.pixels_NHWC), tokens), LOSSES[self.config.loss]
+        pieces = self.config.accumulate
+        if pieces == 1:
+            return backward_whole(self.forward, batch, loss, self._reseed)
+        local = self.parallel.local
+        return backward_in_pieces(self.forward, batch, loss, self._reseed, pieces=pieces, local=local)
+
+    def _reseed(self, piece: int) -> None:
+        labels = (str(self.step), str(self.rank), str(piece))
+        torch.manual_seed(int(generator(self.config.seed, "training dropout", *labels).integers(2**63)))
+
+    def _clip(self, *, measure: bool) -> float | None:
+        limit = self.config.optimizer.clip_grad_norm
+        if limit is None and not measure:
+            return None
+        norm = torch.nn.utils.clip_grad_norm_(self.parallel.model.parameters(), limit or math.inf)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _save(self, log: MetricsLog | None) -> None:
+        state = get_state(self.parallel, self.optimizer)
+        if log is None:
+            return
+        log.flush()
+        folder = f"{self.job.folder}/checkpoints"
+        save_checkpoint(self.store, folder, state, self._facts())
+        prune_checkpoints(self.store, folder, self.config.keep_checkpoints)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "samples_seen": self.step * self.config.batch_size,
+            "seconds": round(self.seconds, 3),
+            "waited": round(self.waited, 3),
+            "loss": self.loss,
+        }
+
+    def _diverged(self, hand: Hand) -> TrainingDiverged:
+        """Saves the state before the step and the uids of its batch; every worker comes here with the same loss."""
+        hands: list[Any] = [None] * self.workers
+        dist.all_gather_object(hands, hand.uids_N2)
+        state = get_state(self.parallel, self.optimizer)
+        folder = f"{self.job.folder}/diverged"
+        if self.rank == 0:
+            save_checkpoint(self.store, folder, state, {**self._facts(), "loss": 0.0})
+            uids_N2 = np.concatenate(hands)
+            uids = join_uids(uids_N2[:, 0], uids_N2[:, 1]).hex()
+            lines = [uids[start : start + 32] for start in range(0, len(uids), 32)]
+            self.store.replace(f"{folder}/uids.txt", "\n".join([*lines, ""]).encode())
+        place = f"{self.store.url}/{folder}"
+        return TrainingDiverged(
+            f"the loss must stay a finite number, got {self.loss} in step {self.step + 1}: the state before it and the "
+            f"uids of its batch (uids.txt) are in {place}; lower optimizer.learning_rate (got "
+            f"{self.config.optimizer.learning_rate}), lengthen schedule.warmup_steps or set optimizer.clip_grad_norm"
+        )
+
+    def _finish(self) -> None:
+        state = get_state(self.parallel, self.optimizer)["model"]
+        if self.rank != 0:
+            return
+        if (share := self.config.average_with_start) is not None:
+            before = build_towers(self.config.model, self.job.encoder, self.config.loss).state_dict()
+            state = average_states(before, state, share)
+        origin = {"identity": self.job.identity, **self._facts()}
+        write_model(self.store, MODEL, state, self.export, origin)

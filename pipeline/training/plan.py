@@ -1,0 +1,118 @@
+"""What a training comes to on a cluster: its identity, where its workers go, and how they are fed."""
+
+from collections.abc import Sequence
+
+import ray
+from ray.train import ScalingConfig
+
+from operators.encoders.settings import OpenClipSettings
+from operators.errors import ConfigError
+from operators.training.ordering import Order
+from pipeline.config.loader import canonical
+from pipeline.models import build_preprocessor, model_identity
+from pipeline.placement import check_threads
+from pipeline.storage import digest
+from pipeline.training.dealing import Dealing
+from pipeline.training.decoding import BLOCK_BYTES
+from pipeline.training.examples import Examples, Portion
+from pipeline.training.feeder import Feed
+from pipeline.training.settings import Training
+from pipeline.training.towers import find_towers, input_size
+
+TRAINING_VERSION = 1
+"""Raised when the same config would give another model."""
+
+_CHANGES_NOTHING = {
+    *("workspace", "storage", "data", "model", "output", "resources", "parallel", "accumulate"),
+    *("checkpoint_every", "keep_checkpoints", "log_every"),
+}
+"""Settings that the result does not depend on, or that the identity holds in another form."""
+
+_WINDOW_BYTES = 2 * 2**30
+
+
+def training_identity(config: Training, encoder: OpenClipSettings, portions: Sequence[Portion]) -> str:
+    """Names the model that comes out: equal identities, equal weights but for float rounding."""
+    settings = {key: value for key, value in canonical(config).items() if key not in _CHANGES_NOTHING}
+    kept = ("patch_dropout", "lock_image", "lock_text")
+    towers = {key: getattr(config.model, key) for key in kept}
+    data = [portion.identity for portion in portions]
+    return digest(TRAINING_VERSION, settings, towers, model_identity(encoder), data)
+
+
+def place_workers(config: Training) -> tuple[ScalingConfig, int]:
+    """Where the workers go, and the threads of each, on the Ray that is up.
+
+    Raises:
+        ConfigError: there is no room for them.
+    """
+    resources = config.resources
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 1), int(total.get("GPU", 0))
+    use_gpu = gpus >= (resources.workers or 1) if resources.gpus is None else resources.gpus
+    workers = resources.workers or (gpus if use_gpu else 1)
+    if use_gpu and workers > gpus:
+        raise ConfigError(f"resources.workers must be at most the {gpus} GPUs of the cluster, got {workers}")
+    if config.batch_size % (workers * config.accumulate):
+        rule = f"a multiple of the {workers} workers times accumulate {config.accumulate}"
+        raise ConfigError(f"batch_size must be {rule}, got {config.batch_size}")
+    threads = resources.threads or (1 if use_gpu else max(1, int(cpus) // workers))
+    check_threads(threads)
+    each: dict[str, float] = {"CPU": threads}
+    if use_gpu:
+        each["GPU"] = 1
+    if workers * threads > cpus:
+        rule = f"so few that all have their threads among the {int(cpus)} CPUs of the cluster"
+        raise ConfigError(f"resources.workers must be {rule}, got {workers} of {threads}")
+    strategy = "SPREAD" if resources.spread else "PACK"
+    scaling = ScalingConfig(
+        num_workers=workers, use_gpu=use_gpu, resources_per_worker=each, placement_strategy=strategy
+    )
+    return scaling, threads
+
+
+def plan_feed(
+    config: Training, encoder: OpenClipSettings, portions: Sequence[Portion], examples: Examples, idle_cpus: int
+) -> Feed:
+    """How the workers are fed.
+
+    Args:
+        config: of the training.
+        encoder: the model, its precision decided.
+        portions: of the training set.
+        examples: what was found in them.
+        idle_cpus: of the cluster, while it trains.
+    """
+    preprocessor = build_preprocessor(encoder)
+    height, width = input_size(find_towers(encoder, config.loss))
+    length = preprocessor.text(["a"]).shape[1]
+    row_bytes = height * width * 3 + length * 4 + 16
+    sentences = {}
+    for i, portion in enumerate(portions):
+        if (labels := portion.labels) is not None:
+            tokens = preprocessor.text(labels.sentences())
+            sentences[i] = tokens.reshape(len(labels.templates), len(labels.classes), length)
+    pieces = examples.pieces
+    order = Order(
+        seed=config.seed,
+        names=tuple(piece.name for piece in pieces),
+        rows=tuple(piece.rows for piece in pieces),
+        weights=tuple(piece.weight for piece in pieces),
+        window=config.shuffle_window or max(1, _WINDOW_BYTES // row_bytes),
+    )
+    cache_bytes = config.resources.cache_bytes
+    if cache_bytes is None:
+        cache_bytes = int(ray.cluster_resources().get("object_store_memory", 0)) // 4
+    keep_all = examples.rows * row_bytes <= cache_bytes
+    return Feed(
+        pieces=pieces,
+        order=order,
+        model=encoder,
+        dealing=Dealing(config.seed, config.augment, sentences),
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        rows_per_block=max(1, BLOCK_BYTES // row_bytes),
+        # What is decoded once may take every CPU: until its first window is there, training waits.
+        decoders=int(ray.cluster_resources().get("CPU", 1)) if keep_all else max(1, idle_cpus),
+        keep_all=keep_all,
+    )

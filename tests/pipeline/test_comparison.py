@@ -1,0 +1,108 @@
+"""A whole comparison with tiny towers: what it trains, what it says, and that a second run does nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from operators.scenes import CONCEPTS
+from pipeline.comparison.compare import check, compare
+from pipeline.comparison.results import print_comparison, read_comparison
+from pipeline.comparison.settings import Comparison
+from pipeline.generate import generate_pool
+from pipeline.pool_plan import PoolSettings
+from pipeline.progress import Progress
+
+pytestmark = pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors")  # few shards
+
+TOWERS = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+SOUND = {"broken": False, "exact_fraction": 0, "near_fraction": 0, "misaligned_fraction": 0}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Comparison:
+    folder = tmp_path_factory.mktemp("compare")
+    generate_pool(folder / "pool", PoolSettings(samples=80, samples_per_shard=40, **SOUND))
+    generate_pool(folder / "test", PoolSettings(samples=40, seed=1, labelled=True, **SOUND))
+    (folder / "towers.json").write_text(json.dumps(TOWERS))
+    return Comparison.model_validate(
+        {
+            "workspace": str(folder / "work"),
+            "pool": {"format": "webdataset", "path": f"{folder}/pool/pool/*.tar"},
+            "models": {"raw": {"library": "pixels", "size": 8}},
+            "decontaminate": {"model": "raw", "epsilon": 0.001},
+            "selections": {
+                "random": {"like": "small"},
+                "small": [{"step": "filter", "column": "bytes", "keep_fraction": 0.5, "best": "lowest"}],
+            },
+            "training": {
+                "model": {"name": str(folder / "towers.json")},
+                "samples_seen": 64,
+                "batch_size": 16,
+            },
+            "evaluation": [
+                {
+                    "task": "classification",
+                    "name": "scenes",
+                    "data": {"format": "webdataset", "path": f"{folder}/test/pool/*.tar"},
+                    "label_field": "concept",
+                    "classes": [str(concept) for concept in CONCEPTS],
+                }
+            ],
+            "bootstrap": 50,
+            "seeds": [0, 1],
+            "diversity": {"model": "raw", "clusters": 4},
+            "resources": {"workers": 2},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def found(ray_here, config):
+    return run(config)
+
+
+def run(config):
+    return compare(config, check(config), workers=2, progress=Progress())
+
+
+@pytest.mark.ray
+def test_every_selection_is_trained_with_every_seed_and_tested(config, found):
+    assert [(selection.name, selection.samples) for selection in found.selections] == [("random", 40), ("small", 40)]
+    trained = [(model.selection, model.seed, model.samples, model.samples_seen) for model in found.trained]
+    assert sorted(trained) == [(name, seed, 40, 64) for name in ("random", "small") for seed in (0, 1)]
+    (task,) = found.tasks
+    assert (task.task, task.metric, task.num_samples) == ("scenes", "acc1", 40)
+    results = [json.loads(line) for line in config.store.read("evaluation/eval_results.jsonl").splitlines()]
+    values = {result["model"]: result["metrics"]["main_metric"] for result in results}
+    for accuracy in task.accuracies:
+        assert accuracy.values == (values[f"{accuracy.selection}-0"], values[f"{accuracy.selection}-1"])
+    assert [(difference.ours, difference.theirs) for difference in task.differences] == [("small", "random")]
+    clusters = {selection.name: selection.diversity["after"]["samples"] for selection in found.selections}
+    assert clusters == {"random": 40, "small": 40}
+
+
+@pytest.mark.ray
+def test_random_selections_differ_by_seed(config, found):
+    kept = [path.read_bytes() for path in Path(config.workspace).glob("draw/*/manifest-*.json")]
+    assert len(kept) == 2
+    weights = [Path(model.model, "open_clip_model.safetensors").read_bytes() for model in found.trained]
+    assert len(set(weights)) == 4
+
+
+@pytest.mark.ray
+def test_what_is_written_says_the_same_and_a_second_run_reuses_it(config, found, capsys):
+    assert read_comparison(config.store) == found
+    assert config.store.exists("comparison.html")
+    times = {path: path.stat().st_mtime_ns for path in Path(config.workspace).rglob("*") if path.is_file()}
+    again = run(config)
+    assert again.reused
+    assert {path for path in times if path.stat().st_mtime_ns != times[path]} == set()
+    print_comparison(again)
+    out = capsys.readouterr().out
+    assert "less random" in out
+    assert "nothing to do: every model and every result reused" in out

@@ -1,0 +1,86 @@
+"""The config of a comparison: what it makes of selections, and what it says of a wrong one and where."""
+
+import pytest
+import yaml
+
+from operators.errors import ConfigError
+from pipeline.comparison.settings import DRAW, Comparison
+from pipeline.config.loader import load_config
+from pipeline.pool import Source
+
+CONFIG = {
+    "workspace": "w",
+    "pool": {"format": "webdataset", "path": "pool/*.tar"},
+    "models": {"raw": {"library": "pixels", "size": 8}},
+    "decontaminate": {"model": "raw", "epsilon": 0.02},
+    "selections": {
+        "all": [],
+        "random": {"like": "small"},
+        "small": [{"step": "filter", "column": "bytes", "keep_fraction": 0.5}],
+    },
+    "training": {"model": {"name": "ViT-B-32"}, "samples_seen": 100, "batch_size": 10},
+    "evaluation": [
+        {
+            "task": "classification",
+            "name": "scenes",
+            "data": {"format": "webdataset", "path": "test/*.tar"},
+            "classes": ["a", "b"],
+        }
+    ],
+}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(*overrides, **changes):
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(CONFIG | changes, sort_keys=False))
+        return load_config(str(tmp_path / "c.yaml"), Comparison, overrides)
+
+    return load
+
+
+def test_what_a_selection_is_made_by(load):
+    config = load()
+    sources = [Source(format="webdataset", path="test/*.tar")]
+    assert [step.step for step in config.curation("all").steps] == []
+    assert [step.step for step in config.curation("small", sources).steps] == ["decontaminate", "filter"]
+    drawn = config.curation("random", sources, keep=7, seed=3)
+    assert (drawn.seed, drawn.steps[-1].title, drawn.steps[-1].keep, drawn.steps[-1].draw) == (3, DRAW, 7, True)
+    assert (config.against, config.randoms) == ("all", ("random",))
+    assert config.curation("small", seed=3).seed == 0  # only draws go by the seeds of the trainings
+
+
+def test_paths_are_absolute_for_workers(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load().resolved()
+    assert config.pool.sources[0].path == f"{tmp_path}/pool/*.tar"
+    assert config.workspace == f"{tmp_path}/w"
+    assert config.evaluation[0].data.sources[0].path == f"{tmp_path}/test/*.tar"
+    assert config.resolved() == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("selections.random.like=tiny", r"random.like must name a selection of steps \(all, small\), got 'tiny'"),
+        ("selections.random.like=random", r"random.like must name a selection of steps \(all, small\), got 'random'"),
+        ("baseline=none", r"baseline must name one of the selections \(all, random, small\), got 'none'"),
+        ("decontaminate.model=clip", r"decontaminate.model must name one of the models \(raw\), got 'clip'"),
+        ("seeds=[1, 1]", r"seeds must name each seed once, got \[1, 1\]"),
+        ("training.seed=1", r"training.seed is not a known key"),
+        ("selections={all: []}", r"selections must have at least 2 items"),
+        ("selections.small.filter.score=s", r"needs exactly one of score, column and draw"),
+        ("selections.small.filter.keep_fraction=2", r"filter.keep_fraction must be in \(0, 1\], got 2"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(load, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load(override)
+
+
+def test_a_step_that_reads_what_is_not_there(load):
+    steps = [{"step": "score", "model": "raw"}]
+    with pytest.raises(ConfigError, match=r"must name a model with a text tower, got 'raw'.*c.yaml:\d+"):
+        load(selections={"all": [], "scored": steps})
+    with pytest.raises(ConfigError, match=r"must be one with images, which models are trained on"):
+        load(pool={"format": "clip_retrieval", "path": "pool"})

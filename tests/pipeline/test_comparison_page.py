@@ -1,0 +1,81 @@
+"""The page of a comparison: every number of the result stands on it, and intervals are drawn where they lie."""
+
+import re
+
+import pytest
+
+from pipeline.comparison.page import headlines, sections, write_page
+from pipeline.comparison.results import (
+    Accuracy,
+    ComparisonResult,
+    Difference,
+    MeanScore,
+    SelectionFacts,
+    TaskVerdict,
+    Trained,
+    read_comparison,
+    write_comparison,
+)
+from pipeline.report.intervals import Line, draw_intervals
+from pipeline.storage import Store
+
+DIVERSITY = {
+    "model": "raw",
+    "clusters": 4,
+    "collapse_below": 0.5,
+    "before": {"samples": 100, "entropy": 1.3, "effective": 3.7, "largest_share": 0.3},
+    "after": {"samples": 40, "entropy": 0.7, "effective": 2.1, "largest_share": 0.6},
+}
+
+
+@pytest.fixture
+def result() -> ComparisonResult:
+    task = TaskVerdict(
+        "scenes",
+        "acc1",
+        200,
+        (Accuracy("all", (0.2, 0.3), 0.25, (0.1, 0.4)), Accuracy("dfn", (0.5, 0.6), 0.55, (0.45, 0.65))),
+        (Difference("dfn", "all", 0.3, (0.2, 0.4), (0.25, 0.35)),),
+    )
+    return ComparisonResult(
+        workspace="runs/c",
+        baseline="all",
+        seeds=(0, 1),
+        samples_seen=640,
+        selections=(
+            SelectionFacts("all", (), None, 100, {}, None),
+            SelectionFacts("dfn", ("score", "filter"), None, 40, {"alignment": MeanScore(0.2, 0.4)}, DIVERSITY),
+        ),
+        tasks=(task,),
+        trained=(Trained("all", 0, "m", 100, 640, 1.5, 2.0),),
+        warnings=("look here",),
+    )
+
+
+def test_the_page_says_what_was_found(result, tmp_path):
+    store = Store(str(tmp_path))
+    write_page(store, result, write_comparison(store, result))
+    html = (tmp_path / "comparison.html").read_text()
+    for words in ("comparison report", "55.0", "look here", "score → filter", "+0.3000 (+0.2000 to +0.4000)", "2.1"):
+        assert words in html
+    assert 'id="funnel"' not in html
+    assert read_comparison(store) == result
+    assert read_comparison(Store(str(tmp_path / "nothing"))) is None
+    assert [section.id for section in sections(result)] == ["task-scenes", "selections"]
+    assert headlines(result)[0].label == "acc1 of dfn"
+
+
+def test_an_open_interval_is_not_drawn():
+    svg = draw_intervals("t", [Line("one", 0.5, None), Line("two", 0.4, (0.3, 0.5), dots=(0.35, 0.45))], "share")
+    assert svg.count('class="span') == 1
+    assert svg.count("<circle") == 2
+    assert svg.count("<polygon") == 2
+
+
+def test_an_interval_lies_about_its_mean_and_zero_is_marked():
+    svg = draw_intervals("t", [Line("one", 0.5, (0.4, 0.6), wide=(0.3, 0.7), tone="kept")], "share", zero=True)
+    thin, thick = (tuple(map(float, ends)) for ends in re.findall(r'class="span \w+" x1="([\d.]+)" x2="([\d.]+)"', svg))
+    assert thin[0] < thick[0] < thick[1] < thin[1]
+    assert sum(thin) == pytest.approx(sum(thick), abs=0.2)
+    assert svg.count('class="mark"') == 1
+    assert "one: 0.5, 95\N{NO-BREAK SPACE}% interval 0.4 to 0.6" in svg
