@@ -78,7 +78,7 @@ class Comparison(_Strict):
         seeds: of the trainings. Each selection is trained once with each of them.
         baseline: the selection that the others are compared with. Default: the first.
         diversity: measured of every selection, next to the pool. Default: not at all.
-        trainings_at_once: that run side by side. Default: as many as leave a CPU free, each with one thread or
+        trainings_at_once: that run side by side. Default: as many as there are CPUs for, each with one thread or
             `training.resources.threads`; one where they use GPUs or several workers.
         resources: what the job may use. Changes no result.
     """

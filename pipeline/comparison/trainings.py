@@ -67,8 +67,7 @@ def side_by_side(config: Comparison, jobs: int) -> tuple[int, Comparison]:
     on_gpus = resources.gpus if resources.gpus is not None else bool(total.get("GPU"))
     if on_gpus or (resources.workers or 1) > 1:
         return config.trainings_at_once or 1, config
-    # Decoding needs a CPU of Ray's count, so that trainings that took them all would wait for ever.
-    room = max(1, (cpus - 1) // (resources.threads or 1))
+    room = max(1, cpus // (resources.threads or 1))
     at_once = min(config.trainings_at_once or room, room, jobs)
     threads = resources.threads or max(1, cpus // at_once)
     own = resources.model_copy(update={"workers": 1, "threads": threads})
