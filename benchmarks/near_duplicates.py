@@ -4,8 +4,8 @@
                                          [--pictures 16000] [--epochs 8] [--threads 4] [--weights FILE]
 
 A curation for each epsilon, with two models: `pixels`, and a small vision transformer that is trained here on the
-pictures of another pool, to tell them apart whatever the edits (NT-Xent: Chen et al. 2020, 2002.05709, without its
-projection head), saved as safetensors and loaded as any model of timm is.
+pictures of another pool, to tell them apart however small and compressed they are (NT-Xent: Chen et al. 2020,
+2002.05709, without its projection head), saved as safetensors and loaded as any model of timm is.
 
 - precision: of the removed samples, the share whose `duplicate_of` shows the same picture.
 - recall of an edit: of the samples made by it, the share that went for another sample of their picture, or for which
@@ -50,15 +50,17 @@ if TYPE_CHECKING:
 
 PIXELS = {"library": "pixels", "size": 16, "colours": "ycbcr"}
 ENCODER = {"library": "timm", "name": "test_vit3", "image_size": 96}
-EPSILON = {"pixels": 0.006, "encoder": 0.03}
+EPSILON = {"pixels": 0.006, "encoder": 0.05}
 """Chosen on the pools of seeds 0, 1 and 2, none of which is the default."""
-EPSILONS = {"pixels": (0.002, 0.004, 0.006, 0.008, 0.012), "encoder": (0.01, 0.02, 0.03, 0.05, 0.08)}
+EPSILONS = {"pixels": (0.002, 0.004, 0.006, 0.008, 0.012), "encoder": (0.02, 0.03, 0.05, 0.07, 0.1)}
 
 COPIES = ("recompressed", "resized")
 """The edits that the target is about: what they leave is the same picture to anyone."""
 
 VIEWS = 3
 BATCH, TEMPERATURE, RATE = 256, 0.07, 2e-3
+CONCEPTS_IN_BATCH = 6
+"""About so many: pictures of one concept are the ones that are hard to tell apart."""
 OTHER_SEED = 1_000
 ALL_DIFFERENT = {"exact_fraction": 0.0, "near_fraction": 0.0, "zipf_exponent": 0.0}
 """To train on: no duplicates, since they would be told apart too, and as many pictures of each concept."""
@@ -259,12 +261,13 @@ def train(path: Path, settings: PoolSettings, epochs: int, threads: int) -> None
     mean, std = (255 * torch.tensor(levels) for levels in (record.mean, record.std))
     model = timm.create_model(ENCODER["name"], num_classes=0, img_size=size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
+    concept_N = plan_pool(settings).concept_N
     batches = settings.samples // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * batches, pct_start=0.1)
     for epoch in range(epochs):
         rng = generator(settings.seed, "epoch", str(epoch))
         total = 0.0
-        for picture_B in rng.permutation(settings.samples)[: batches * BATCH].reshape(batches, BATCH):
+        for picture_B in hard_batches(concept_N, rng):
             view_2B = rng.permuted(np.tile(np.arange(VIEWS), (BATCH, 1)), axis=1)[:, :2].T
             pixels_NHWC = views_NVHWC[picture_B, view_2B].flatten(0, 1)
             loss = nt_xent(model(((pixels_NHWC - mean) / std).permute(0, 3, 1, 2)))
@@ -275,6 +278,15 @@ def train(path: Path, settings: PoolSettings, epochs: int, threads: int) -> None
             total += loss.item()
         print(f"epoch {epoch + 1}: loss {total / batches:.3f}, {time.perf_counter() - started:.0f} s", flush=True)
     save_file(model.state_dict(), path)
+
+
+def hard_batches(concept_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """(M, B): all pictures but a remainder, in batches of a few concepts each."""
+    order_N = rng.permutation(len(concept_N))
+    groups_N = rng.permutation(concept_N.max() + 1)[concept_N[order_N]] // CONCEPTS_IN_BATCH
+    order_N = order_N[np.argsort(groups_N, kind="stable")]
+    batches = len(order_N) // BATCH
+    return rng.permutation(order_N[: batches * BATCH].reshape(batches, BATCH))
 
 
 def nt_xent(x_ND: "torch.Tensor") -> "torch.Tensor":
@@ -290,7 +302,8 @@ def nt_xent(x_ND: "torch.Tensor") -> "torch.Tensor":
 def draw_views(settings: PoolSettings, index: int) -> NDArray[np.uint8]:
     """(V, H, W, C): a picture of a pool as the encoder will be given it, itself first, then edited at random.
 
-    Copies on the web are smaller, compressed, and now and then cropped, brightened or mirrored.
+    Copies on the web are smaller, compressed, and now and then brightened. (With cropped and mirrored copies among
+    them, recompressed and resized ones were found less well: recall 0.95 rather than 0.98.)
     """
     _, members = make_sample(_plan(settings), index)
     data = next(member.data for member in members if member.name.rpartition(".")[2] in IMAGE_FORMATS)
@@ -305,9 +318,8 @@ def _copy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         side = min(image.size)
         scale = np.exp(rng.uniform(np.log(min(32, side) / side), 0))
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    for edit, chance in (("brightened", 0.2), ("cropped", 0.1), ("mirrored", 0.1)):
-        if rng.random() < chance:
-            image = edit_image(image, edit, rng)
+    if rng.random() < 0.2:
+        image = edit_image(image, "brightened", rng)
     return decode_image(encode_image(image, "jpg" if rng.random() < 0.5 else "webp", int(rng.integers(20, 50))))
 
 

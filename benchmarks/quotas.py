@@ -5,7 +5,8 @@
 Baselines, solved in the same run on the same problem, their answers rounded to the nearest integer: OSQP, a solver of
 quadratic programmes, as it comes and with a tight tolerance; bisection (Brent) on the level; and scipy's SLSQP, at a
 size that it can take. Runs are interleaved. Prints medians, ratios, by how much each answer misses the number to keep,
-and how many clusters get another quota than they should. OSQP's time includes its setup.
+and how many clusters get another quota than they should; then what a half, a quarter and an eighth of the clusters
+take. OSQP's time includes its setup.
 """
 
 import argparse
@@ -119,6 +120,8 @@ def main() -> None:
     }
     measure(large, make_problem(arguments.clusters), arguments.repeats)
     measure({"closed form": solve_quotas, "SLSQP": solve_by_slsqp}, make_problem(SLSQP_CLUSTERS), arguments.repeats)
+    for part in (2, 4, 8):
+        measure({"closed form": solve_quotas}, make_problem(arguments.clusters // part), arguments.repeats)
 
 
 if __name__ == "__main__":

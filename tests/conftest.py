@@ -6,14 +6,29 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.local_ray import start_ray
+
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="session")
+def ray_stops() -> Iterator[None]:
+    """Ends whatever Ray the last module left up."""
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """Ray on this machine for the tests of one module."""
-    ray.init(address="local", num_cpus=4, object_store_memory=400_000_000, include_dashboard=False, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+def ray_here(ray_stops) -> None:
+    """Ray on this machine, left up for the next module that asks for it: a start, and cold workers, cost seconds."""
+    if not ray.is_initialized():
+        start_ray(num_cpus=4)
+
+
+@pytest.fixture(scope="module")
+def no_ray() -> Iterator[None]:
+    """No Ray at first, and none afterwards: for modules that start one of their own."""
+    ray.shutdown()
     yield
     ray.shutdown()
 

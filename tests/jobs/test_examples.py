@@ -46,7 +46,7 @@ def s3():
 
 
 @pytest.fixture(scope="module")
-def ray_with_s3(s3, request):
+def ray_with_s3(s3, no_ray, request):
     """Ray, started when the variables are set."""
     request.getfixturevalue("ray_here")
     return s3

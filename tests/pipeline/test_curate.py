@@ -167,7 +167,7 @@ def test_the_subset_is_sorted_and_holds_the_kept_uids(curated):
     assert uids == sorted(row["uid"] for row in rows if row["verdict"] == "kept")
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (2, 2), (4, 1), (4, 4)])
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (4, 4)])
 def test_the_ledger_does_not_depend_on_workers_or_threads(curated, pool, tmp_path, ray_here, workers, threads):
     settings, _, _ = curated
     other = config(pool, tmp_path, resources={"threads": threads}, report=False)

@@ -42,13 +42,11 @@ def test_failures_of_training_workers():
     assert str(winnow_error(group)) == "loss is nan"
 
 
-@pytest.fixture(scope="module")
-def ray():
+@pytest.fixture
+def ray(ray_here):
     import ray
 
-    ray.init(address="local", num_cpus=2, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    return ray
 
 
 @pytest.mark.ray

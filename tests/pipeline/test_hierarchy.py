@@ -1,11 +1,8 @@
 """What follows k-means, on a real Ray over artifacts written by hand. Legend: N rows, K clusters, D dimensions."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 from pydantic import ValidationError
 
 from operators.certified import assign
@@ -36,6 +33,7 @@ from pipeline.steps.clustered import Clustered
 from pipeline.steps.clusters import cluster, fit_of, load
 from pipeline.steps.prune.hierarchical import HierarchicalPrune
 from pipeline.storage import Store
+from tests.local_ray import start_ray
 
 pytestmark = pytest.mark.ray
 
@@ -45,11 +43,8 @@ LEVELLED = KMeansSettings(clusters=30, iterations=3, levels=(8, 3), resampling=R
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    # For 7 actors at once: these CPUs are a count for the scheduler, not processors.
-    ray.init(address="local", num_cpus=7, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def seven_actors_at_once(no_ray) -> None:
+    start_ray(num_cpus=7)
 
 
 def pool_rows() -> tuple[np.ndarray, np.ndarray]:
@@ -237,7 +232,7 @@ def test_more_concepts_than_clusters(tmp_path):
 
 def test_no_machine_with_the_memory_for_a_merge(monkeypatch):
     nodes = [{"Alive": True, "Resources": {"memory": 80_000}}, {"Alive": False, "Resources": {"memory": 10**12}}]
-    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": True, "Resources": {}}])
+    monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"Alive": True, "Resources": {}}])
     merge = Merge(to=2)
     hierarchy.check_refinement(KMeansSettings(clusters=100, merge=merge))
     hierarchy.check_refinement(KMeansSettings(clusters=101))

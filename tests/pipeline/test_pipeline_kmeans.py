@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from ray import cloudpickle
@@ -34,6 +33,7 @@ from pipeline.iterations import Iterations
 from pipeline.kmeans import fit
 from pipeline.kmeans_keys import Loaded, Loader
 from pipeline.storage import Store
+from tests.local_ray import start_ray
 
 pytestmark = pytest.mark.ray
 
@@ -41,13 +41,11 @@ DIMS = 24
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    # 7 actors at once, and one of 4 threads: these CPUs are a count for the scheduler, not processors.
-    ray.init(address="local", num_cpus=7, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
+def seven_actors_at_once(no_ray) -> Iterator[None]:
+    start_ray(num_cpus=7)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import a test module
     yield
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    ray.shutdown()
 
 
 def rows(num_rows: int) -> Loaded:

@@ -3,22 +3,14 @@ import signal
 
 import numpy as np
 import pytest
-import ray
 
 from operators.errors import InputError
 from operators.selection import is_kept, order_key
 from pipeline.selection import KeyHolder, exact_cutoffs
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 MAX = (1 << 64) - 1
 NUM_GROUPS = 40
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init(address="local", num_cpus=3, object_store_memory=300_000_000, include_dashboard=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

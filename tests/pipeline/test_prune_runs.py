@@ -95,7 +95,7 @@ def done(pool, tmp_path_factory, ray_here):
     return curated(config(pool, tmp_path_factory.mktemp("workspace"), steps_of(pool)))
 
 
-@pytest.mark.parametrize(("workers", "threads", "order"), [(3, 1, -1), (7, 4, 1)])
+@pytest.mark.parametrize(("workers", "threads", "order"), [(7, 4, -1)])
 def test_the_ledger_is_the_same_for_any_workers_threads_and_order(done, pool, tmp_path, workers, threads, order):
     tables = sorted((pool / "pool").glob("*.parquet"))[::order]
     sources = [{"format": "datacomp", "path": str(table), "root": str(pool / "pool")} for table in tables]
