@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium lint check test demo bench clean
+.PHONY: help setup chromium lint check test faults demo bench clean
 
 help:  ## show the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,7 +38,10 @@ check: lint  ## lint and the fast tests, in under a minute
 	$(BIN)/pytest -m 'not (ray or browser or faults or gpu)'
 
 test: setup lint  ## all of continuous integration
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not long'
+
+faults: setup  ## the tests that take minutes: nodes, workers and drivers killed in the middle of long runs
+	$(BIN)/pytest -m long
 
 demo: $(INSTALLED)  ## curate a synthetic pool on this machine, from raw shards to a report
 	$(BIN)/winnow demo

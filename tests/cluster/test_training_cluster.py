@@ -19,6 +19,7 @@ from tests.small_trainings import losses, training, write_pool
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.faults,
+    pytest.mark.long,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
@@ -27,7 +28,7 @@ STEPS, BATCH = 200, 16
 
 
 @pytest.fixture
-def cluster():
+def cluster(no_ray):
     """A head with room for two workers, and a node with room for one."""
     node = {"num_cpus": 1, "object_store_memory": 200_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 2, "include_dashboard": False})

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.small_trainings import training, write_pool
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def start(folder: Path, workspace: str) -> subprocess.Popen:

@@ -28,6 +28,8 @@ from tests.embedding_pools import table, uid, unit_rows, write_clip_retrieval, w
 CLIP = {"library": "stored", "image": "img_emb", "text": "text_emb"}
 ROWS = 40
 
+pytestmark = pytest.mark.ray
+
 
 def config(folder, pool, steps, **more):
     pool = {"max_reject_fraction": 1, **pool}
