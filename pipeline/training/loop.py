@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor
 
 from operators.encoders.settings import OpenClipSettings
@@ -73,7 +71,26 @@ class Job:
 
 
 def train_worker(job: Job) -> None:
-    """Trains as one of the workers of Ray Train, unless an earlier attempt found out that it cannot be done.
+    """Trains as one of the workers of Ray Train. Raises as `_attempt` does."""
+    _attempt(job, ray.train.torch.get_device())
+
+
+def train_alone(job: Job) -> None:
+    """Trains as the only worker, in a task of Ray's. Raises as `_attempt` does.
+
+    A worker group of Ray Train comes with five processes that look after it, each of which takes seconds to start, and
+    a task finds a process that has everything imported: of many small trainings, that is most of the time.
+    """
+    own = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=own, rank=0, world_size=1)
+    try:
+        _attempt(job, torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
+    finally:
+        dist.destroy_process_group()
+
+
+def _attempt(job: Job, device: torch.device) -> None:
+    """Trains as one of a process group, unless an earlier attempt found out that it cannot be done.
 
     Raises:
         Exception: what is no error of ours may be mended by another attempt from the last checkpoint.
@@ -81,7 +98,7 @@ def train_worker(job: Job) -> None:
     if ray.get(job.monitor.failure.remote()) is not None:
         return
     try:
-        _Worker(job).run()
+        _Worker(job, device).run()
     except Exception as error:
         if (ours := explain(error, job.config)) is not None:
             ray.get(job.monitor.fail.remote(ours))
@@ -109,17 +126,22 @@ def out_of_memory(config: Training) -> ConfigError:
     )
 
 
+def _of_the_first(value: int | None) -> Any:
+    """The value that the first worker has."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 class _Worker:
     """One worker from its newest checkpoint on."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, device: torch.device) -> None:
         torch.set_num_threads(job.threads)
         self.job = job
         self.config = job.config
         self.store: Store = job.config.store
-        context = ray.train.get_context()
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        device = ray.train.torch.get_device()
+        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.device = device
         architecture = find_towers(job.encoder, self.config.loss)
         self.export = export_config(architecture)
@@ -154,7 +176,7 @@ class _Worker:
         """Everybody goes on from the checkpoint that the first worker finds."""
         found = find_checkpoints(self.store, f"{self.job.folder}/checkpoints")
         newest = found[-1].step if found else 0
-        step = broadcast_from_rank_zero(newest)
+        step = _of_the_first(newest)
         checkpoint = next((checkpoint for checkpoint in found if checkpoint.step == step), None)
         if checkpoint is None:
             return
@@ -167,7 +189,7 @@ class _Worker:
         if self.rank == 0:
             self.job.monitor.begin.remote(self.step * config.batch_size)
         started = ray.get(self.job.feeder.start.remote(self.workers, self.step)) if self.rank == 0 else None
-        attempt = broadcast_from_rank_zero(started)
+        attempt = _of_the_first(started)
         feed = Batches(
             self.job.feeder,
             attempt,

@@ -3,13 +3,13 @@
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -24,7 +24,7 @@ from pipeline.summary import SUMMARY
 from pipeline.training.examples import Examples, Portion, find_examples, open_portions
 from pipeline.training.feeder import Feeder
 from pipeline.training.finished import MODEL, copy_model, output_store, read_origin
-from pipeline.training.loop import Job, out_of_memory, train_worker
+from pipeline.training.loop import Job, out_of_memory, train_alone, train_worker
 from pipeline.training.metrics_log import METRICS
 from pipeline.training.monitor import Monitor
 from pipeline.training.plan import place_workers, plan_feed, training_identity
@@ -145,7 +145,7 @@ def _fit(
     training_set: tuple[Sequence[Portion], Examples],
     progress: Progress,
 ) -> None:
-    """Runs Ray Train in a thread of its own and shows what it reports meanwhile."""
+    """Trains in a thread of its own and shows what is reported meanwhile."""
     scaling, threads = place_workers(config)
     idle_cpus = int(ray.cluster_resources().get("CPU", 1)) - scaling.num_workers * threads
     feed = plan_feed(config, encoder, *training_set, idle_cpus)
@@ -154,22 +154,12 @@ def _fit(
     feeder = ray.remote(Feeder).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(feed)
     monitor = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
     job = Job(config, encoder, identity, threads, feed.steps_per_deal, feeder, monitor)
-    # Small trainings would wait for the next of Ray Train's looks at its workers, every two seconds, to be told to end.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_SECONDS))
+    alone = scaling.num_workers == 1 and config.parallel == "ddp"
     errors: list[BaseException] = []
     with tempfile.TemporaryDirectory(prefix="winnow-train-") as folder:
-        trainer = TorchTrainer(
-            partial(train_worker, job),
-            scaling_config=scaling,
-            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-            run_config=RunConfig(
-                name=identity,
-                storage_path=folder,
-                failure_config=FailureConfig(max_failures=config.resources.max_failures),
-            ),
-        )
+        work = partial(_run_alone, job, scaling) if alone else partial(_run_group, job, scaling, folder)
         # In the main thread Ray Train would take over what an interrupt does, and keep it.
-        thread = threading.Thread(target=_run, args=(trainer, errors), name="ray-train", daemon=True)
+        thread = threading.Thread(target=_run, args=(work, errors), name="training", daemon=True)
         thread.start()
         try:
             _show(config, monitor, thread, progress)
@@ -184,11 +174,39 @@ def _fit(
         raise out_of_memory(config) if lost else errors[0]
 
 
-def _run(trainer: TorchTrainer, errors: list[BaseException]) -> None:
+def _run(work: Callable[[], None], errors: list[BaseException]) -> None:
     try:
-        trainer.fit()
+        work()
     except BaseException as error:
         errors.append(error)
+
+
+def _run_group(job: Job, scaling: ScalingConfig, folder: str) -> None:
+    """Several workers: a worker group of Ray Train, which starts a lost one again."""
+    # Small trainings would wait for the next of Ray Train's looks at its workers, every two seconds, to be told to end.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_SECONDS))
+    TorchTrainer(
+        partial(train_worker, job),
+        scaling_config=scaling,
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=job.identity,
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=job.config.resources.max_failures),
+        ),
+    ).fit()
+
+
+def _run_alone(job: Job, scaling: ScalingConfig) -> None:
+    """One worker: a task, which Ray starts again when its process is lost."""
+    each = scaling.resources_per_worker or {}
+    task = ray.remote(train_alone).options(
+        num_cpus=each["CPU"],
+        num_gpus=each.get("GPU", 0),
+        max_retries=job.config.resources.max_failures,
+        retry_exceptions=True,
+    )
+    ray.get(task.remote(job))
 
 
 def _show(config: Training, monitor: Any, thread: threading.Thread, progress: Progress) -> None:

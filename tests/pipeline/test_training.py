@@ -102,14 +102,15 @@ def kill_after_checkpoint(workspace: Path, killed: list[int]) -> None:
 
 
 def training_workers() -> list[int]:
-    """Processes of Ray Train below this one: Ray's node, whose children they are, is a child of ours."""
+    """Processes that train, below this one: Ray's node, whose children they are, is a child of ours."""
     parents, names = {}, {}
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
             names[int(place.name)] = (place / "cmdline").read_text()
     nodes = {process for process, parent in parents.items() if parent == os.getpid()}
-    return [p for p, parent in parents.items() if parent in nodes and "RayTrainWorker" in names[p]]
+    children = [process for process, parent in parents.items() if parent in nodes]
+    return [process for process in children if "RayTrainWorker" in names[process] or "train_alone" in names[process]]
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_the_uids_and_the_state(folder, ray_here):
