@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     with engine(Resources(workers=args.cpus)) as workers:
         mixed = {f"replaced_{round(100 * share)}": mix(trusted, spare, share) for share in SHARES}
         models = {name: train_filter(args, name, pairs) for name, pairs in mixed.items()}
-        config = comparison(args, "e2", models, by_filter(models))
+        config = comparison(args, "e2", models, {"unfiltered": [], **by_filter(models)})
         result = run_comparison(config)
         found = qualities(config, workers)
     show(result, found)

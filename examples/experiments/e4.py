@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> None:
     prepare(args.data, folder, scale)
     with engine(Resources(workers=args.cpus)) as workers:
         model = run_training(configure("dfn", Training, folder, scale.network)).model_path
-        selections = {f"keep_{percent}": filtered("alignment", "dfn", percent / 100) for percent in PERCENTS}
-        config = comparison(args, "e4", {"dfn": model}, selections)
+        swept = {f"keep_{percent}": filtered("alignment", "dfn", percent / 100) for percent in PERCENTS}
+        config = comparison(args, "e4", {"dfn": model}, {"unfiltered": [], **swept})
         result = run_comparison(config)
         found = qualities(config, workers)
     show(result, found)

@@ -6,7 +6,7 @@ Legend: N samples of the pool.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,8 @@ def quality(run: Run, score: str | None) -> Quality:
     return Quality(roc_auc(aligned_N, score_N), precision_at(aligned_N, score_N, kept), kept)
 
 
-def table(result: ComparisonResult, found: dict[str, Quality]) -> list[tuple[object, ...]]:
+def table(result: ComparisonResult, found: Mapping[str, Quality], task: TaskVerdict) -> list[tuple[object, ...]]:
     """A row for each selection: its quality, and what a model becomes that is trained on it."""
-    task = result.tasks[0]
     randoms = [selection.name for selection in result.selections if selection.like]
     rows = []
     for selection in result.selections:
@@ -100,11 +99,11 @@ def table(result: ComparisonResult, found: dict[str, Quality]) -> list[tuple[obj
     return rows
 
 
-def show(result: ComparisonResult, found: dict[str, Quality]) -> None:
-    """Prints the table."""
+def show(result: ComparisonResult, found: Mapping[str, Quality], task: TaskVerdict | None = None) -> None:
+    """Prints the table, of the first task unless another is given."""
     randoms = [f"less {selection.name}" for selection in result.selections if selection.like]
     columns = ["selection", "kept", "ROC AUC", "true captions", "zero-shot", "95 % interval", f"less {result.baseline}"]
-    print_table([*columns, *randoms], table(result, found))
+    print_table([*columns, *randoms], table(result, found, task or result.tasks[0]))
     print(
         f"\n{len(result.seeds)} seeds, {result.samples_seen:,} samples seen by each model; differences are paired by "
         "seed, with 95 % intervals"
@@ -122,7 +121,7 @@ def draw_accuracies(task: TaskVerdict, baseline: str) -> Markup:
     return draw_intervals(f"{task.metric} on {task.task}", lines, "zero-shot accuracy")
 
 
-def draw_aucs(found: dict[str, Quality]) -> Markup:
+def draw_aucs(found: Mapping[str, Quality]) -> Markup:
     """ROC AUC by selection, of those that have a score."""
     lines = [Line(name, own.auc, None, tone="kept") for name, own in found.items() if own.auc is not None]
     return draw_intervals("ROC AUC for true captions", lines, "ROC AUC for true captions")

@@ -11,6 +11,7 @@ from pipeline.comparison.settings import Comparison
 from pipeline.progress import Progress, StepProgress
 from pipeline.training.examples import Portion
 from pipeline.training.settings import Data, Training
+from pipeline.training.sharing import SharedBlocks
 from pipeline.training.trainer import TrainingResult, train
 
 Key = tuple[str, int]
@@ -34,10 +35,11 @@ def train_all(
     """
     jobs = {(selected.name, seed): run for selected in selections for seed, run in selected.runs.items()}
     at_once, recipe = side_by_side(config, len(jobs))
+    shared = SharedBlocks(workers)
 
     def work(key: Key) -> TrainingResult:
         shown = Named(progress, " ".join(map(str, key)))
-        return train(training(recipe, *key), [Portion(jobs[key])], workers=workers, progress=shown)
+        return train(training(recipe, *key), [Portion(jobs[key])], workers=workers, progress=shown, shared=shared)
 
     with ThreadPoolExecutor(at_once, thread_name_prefix="training") as pool:
         futures: dict[Key, Future[TrainingResult]] = {key: pool.submit(work, key) for key in jobs}

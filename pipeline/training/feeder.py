@@ -5,8 +5,8 @@ are and where to begin, and hands out references; the samples of a step depend o
 """
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Feed:
         rows_per_block: of decoded blocks.
         decoders: shards that are decoded at a time.
         keep_all: whether what is decoded stays for the next epoch.
+        blocks: of pieces that someone else has decoded, by index.
     """
 
     pieces: tuple[Piece, ...]
@@ -49,6 +50,7 @@ class Feed:
     rows_per_block: int
     decoders: int
     keep_all: bool
+    blocks: Mapping[int, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def steps_per_deal(self) -> int:
@@ -62,7 +64,7 @@ class Feeder:
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self._dealing = ray.put(feed.dealing)
-        self._blocks: dict[int, list[Any]] = {}
+        self._blocks: dict[int, Sequence[Any]] = dict(feed.blocks)
         self._done: deque[Any] = deque([None] * feed.decoders, maxlen=feed.decoders)
         self._attempt = 0
         self._left: Visits
@@ -126,11 +128,8 @@ class Feeder:
         feed = self._feed
         for index in window.pieces:
             if index not in self._blocks:
-                piece = feed.pieces[index]
-                task = _DECODE.options(num_returns=-(-piece.rows // feed.rows_per_block) + 1)
-                *blocks, done = task.remote(piece, feed.model, feed.rows_per_block, self._done[0])
+                self._blocks[index], done = decode_piece(feed, feed.pieces[index], self._done[0])
                 self._done.append(done)
-                self._blocks[index] = blocks
 
     def _picks(self, visits: Visits) -> tuple[Picks, list[Any]]:
         """Where the samples lie among the blocks that hold them, and those blocks."""
@@ -150,6 +149,22 @@ class Feeder:
     def _release(self) -> None:
         if not self._feed.keep_all:
             self._blocks = {piece: refs for piece, refs in self._blocks.items() if piece in self._pieces}
+
+
+def decode_piece(feed: Feed, piece: Piece, earlier: Any) -> tuple[list[Any], Any]:
+    """Has a shard decoded once an earlier one is.
+
+    Args:
+        feed: that it is a piece of.
+        piece: the shard.
+        earlier: what the earlier one gave as its end; None begins at once.
+
+    Returns:
+        references to its blocks, and one to its end.
+    """
+    task = _DECODE.options(num_returns=-(-piece.rows // feed.rows_per_block) + 1)
+    *blocks, done = task.remote(piece, feed.model, feed.rows_per_block, earlier)
+    return blocks, done
 
 
 def _deal(dealing: Dealing, picks: Picks, batch_size: int, workers: int, *blocks: Block) -> list[Hand] | Hand:

@@ -1,5 +1,6 @@
 """Training on Ray: what is checked first, what is started, and what comes out."""
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from pipeline.training.metrics_log import METRICS
 from pipeline.training.monitor import Monitor
 from pipeline.training.plan import place_workers, plan_feed, training_identity
 from pipeline.training.settings import Training
+from pipeline.training.sharing import SharedBlocks
 from pipeline.training.towers import find_towers
 
 _POLL_SECONDS = 0.5
@@ -98,7 +100,14 @@ def check(config: Training) -> None:
         output_store(config.store, config.output).check_writable()
 
 
-def train(config: Training, portions: Sequence[Portion], *, workers: int, progress: Progress) -> TrainingResult:
+def train(
+    config: Training,
+    portions: Sequence[Portion],
+    *,
+    workers: int,
+    progress: Progress,
+    shared: SharedBlocks | None = None,
+) -> TrainingResult:
     """Trains on the kept samples of runs, on a Ray that is up.
 
     Args:
@@ -106,6 +115,7 @@ def train(config: Training, portions: Sequence[Portion], *, workers: int, progre
         portions: what to train on.
         workers: CPU workers for what comes before the training.
         progress: of the job.
+        shared: what other trainings of this process decode.
 
     Raises:
         UserError, LimitExceeded, TrainingDiverged: as `run_training`.
@@ -120,7 +130,7 @@ def train(config: Training, portions: Sequence[Portion], *, workers: int, progre
         reused = read_origin(config.store, MODEL).get("identity") == identity
         if not reused:
             _check_batch(config, examples)
-            _fit(config, encoder, identity, (portions, examples), progress)
+            _fit(config, encoder, identity, (portions, examples), progress, shared)
         result = _result(config, examples, reused)
         if config.output is not None:
             copy_model(config.store, MODEL, config.output)
@@ -144,29 +154,30 @@ def _fit(
     identity: str,
     training_set: tuple[Sequence[Portion], Examples],
     progress: Progress,
+    shared: SharedBlocks | None,
 ) -> None:
     """Trains in a thread of its own and shows what is reported meanwhile."""
     scaling, threads = place_workers(config)
     idle_cpus = int(ray.cluster_resources().get("CPU", 1)) - scaling.num_workers * threads
-    feed = plan_feed(config, encoder, *training_set, idle_cpus)
+    planned = plan_feed(config, encoder, *training_set, idle_cpus)
     # Beside the driver, so that the loss of a node costs neither what is known nor what is decoded elsewhere.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    feeder = ray.remote(Feeder).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(feed)
-    monitor = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
-    job = Job(config, encoder, identity, threads, feed.steps_per_deal, feeder, monitor)
     alone = scaling.num_workers == 1 and config.parallel == "ddp"
     errors: list[BaseException] = []
-    with tempfile.TemporaryDirectory(prefix="winnow-train-") as folder:
+    with contextlib.ExitStack() as stack:
+        feed = stack.enter_context(shared.lent(planned)) if shared else planned
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="winnow-train-"))
+        feeder = ray.remote(Feeder).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(feed)
+        stack.callback(ray.kill, feeder)
+        monitor = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
+        stack.callback(ray.kill, monitor)
+        job = Job(config, encoder, identity, threads, feed.steps_per_deal, feeder, monitor)
         work = partial(_run_alone, job, scaling) if alone else partial(_run_group, job, scaling, folder)
         # In the main thread Ray Train would take over what an interrupt does, and keep it.
         thread = threading.Thread(target=_run, args=(work, errors), name="training", daemon=True)
         thread.start()
-        try:
-            _show(config, monitor, thread, progress)
-            failure = ray.get(monitor.failure.remote())
-        finally:
-            ray.kill(feeder)
-            ray.kill(monitor)
+        _show(config, monitor, thread, progress)
+        failure = ray.get(monitor.failure.remote())
     if failure is not None:
         raise failure
     if errors:

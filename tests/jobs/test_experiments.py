@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from examples.experiments import e1
+from examples.experiments import e1, e5
 from examples.experiments.cifar import SCALES, Scale, prepare, read_pairs
+from examples.experiments.corruptions import CORRUPTIONS, corrupted
 from examples.experiments.e2 import mix
+from examples.experiments.e3 import training_sets
 from examples.experiments.filters import by_filter, comparison
 from examples.experiments.measures import Quality, draw_aucs, write_drawing
 from operators.errors import InputError
@@ -84,7 +86,7 @@ def test_mixes_hold_the_share_and_grow_one_from_another():
 
 def test_a_comparison_of_filters_has_a_selection_for_each(tmp_path):
     args = Namespace(folder=tmp_path, scale="small", overrides=["seeds=[7]"])
-    config = comparison(args, "e9", {"a": str(tmp_path / "a")}, by_filter(["a"], 0.25))
+    config = comparison(args, "e9", {"a": str(tmp_path / "a")}, {"unfiltered": [], **by_filter(["a"], 0.25)})
     assert config.against == "unfiltered"
     assert list(config.selections) == ["unfiltered", "a"]
     assert config.seeds == (7,)
@@ -92,6 +94,48 @@ def test_a_comparison_of_filters_has_a_selection_for_each(tmp_path):
     score, kept = config.selections["a"]
     assert (score.model, kept.score, kept.keep_fraction) == ("a", "alignment_a", 0.25)
     assert not any(isinstance(selection, Like) for selection in config.selections.values())
+
+
+def test_networks_differ_in_number_and_truth_of_their_pairs():
+    trusted, noisy = pa.table({"index": range(10)}), pa.table({"index": range(100, 120)})
+    rows = {name: table["index"].to_pylist() for name, table in training_sets(trusted, noisy).items()}
+    counts = {name: (sum(index < 100 for index in found), len(found)) for name, found in rows.items()}
+    assert counts == {
+        "clean": (10, 10),
+        "clean_half": (5, 5),
+        "clean_fifth": (2, 2),
+        "noisy": (0, 20),
+        "noisy_half": (0, 10),
+        "mixed": (5, 25),
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(CORRUPTIONS))
+def test_corruptions_change_images_and_nothing_else(data, kind):
+    table = pq.read_table(data / "test-00000.parquet").slice(0, 3)
+    worse = corrupted(table, kind)
+    assert worse.drop(["jpg"]) == table.drop(["jpg"])
+    for before, after in zip(table["jpg"].to_pylist(), worse["jpg"].to_pylist(), strict=True):
+        pixels = [np.asarray(Image.open(io.BytesIO(image)), dtype=int) for image in (before, after)]
+        assert pixels[0].shape == pixels[1].shape
+        assert np.abs(pixels[0] - pixels[1]).mean() > 3
+    assert corrupted(table, kind) == worse
+    assert corrupted(table.slice(1), kind) == worse.slice(1)  # what is drawn goes by the image
+
+
+def test_the_tuned_filters_are_compared_on_the_pool_alone_and_with_the_trusted_pairs(tmp_path):
+    args = Namespace(folder=tmp_path, scale="small", overrides=[])
+    models = dict.fromkeys(["base", "tuned"], str(tmp_path))
+    config = comparison(args, "e5", models, e5._selections(models, 1_000), e5._changes(tmp_path))
+    assert config.against == "base"
+    assert list(config.selections) == ["base", "tuned", "base_and_trusted", "unfiltered"]
+    assert [step.step for step in config.selections["tuned"]] == ["filter", "score", "filter"]
+    assert (config.selections["base_and_trusted"][1].keep, config.selections["base_and_trusted"][1].per) == (
+        600,
+        "trusted",
+    )
+    assert [source.name for source in config.pool.sources] == ["pool", "trusted"]
+    assert [task.name for task in config.evaluation] == ["cifar10", *CORRUPTIONS]
 
 
 def test_a_drawing_stands_alone(tmp_path):
