@@ -129,10 +129,8 @@ def draw_aucs(found: Mapping[str, Quality]) -> Markup:
 
 def write_drawing(path: Path, drawing: Markup) -> None:
     """Writes a chart of the report as a file of its own."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="690" style="background: #fff"><style>{_STYLE}</style>'
-    text = str(drawing)
-    opening, _, rest = text.partition(">")
-    path.write_text(f"{head[: head.index('>')]} {opening.removeprefix('<svg ')}>{head[head.index('>') + 1 :]}{rest}\n")
+    opening, _, rest = str(drawing).partition(">")
+    path.write_text(f'{opening} xmlns="http://www.w3.org/2000/svg" width="690"><style>{_STYLE}</style>{rest}\n')
 
 
 def write_record(path: Path, record: Any) -> None:

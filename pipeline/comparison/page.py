@@ -108,7 +108,7 @@ def _accuracy_line(result: ComparisonResult, task: TaskVerdict, found: Accuracy)
 
 def _difference_line(found: Difference) -> Line:
     tone: Tone = "plain" if not found.clear else "kept" if found.value > 0 else "dropped"
-    return Line(found.ours, found.value, found.over_seeds, wide=found.over_samples, tone=tone)
+    return Line(found.ours, found.value, found.over_seeds, thin=found.over_samples, tone=tone)
 
 
 def _task_table(result: ComparisonResult, task: TaskVerdict) -> Table:

@@ -32,7 +32,7 @@ class Line:
         name: at its left.
         value: the diamond.
         interval: the thick line around it; None where it is open.
-        wide: the thin line around it, such as an interval of another kind.
+        thin: the thin line around it, such as an interval of another kind.
         dots: single values behind the mean.
         tone: of all of it.
     """
@@ -40,7 +40,7 @@ class Line:
     name: str
     value: float
     interval: Interval
-    wide: Interval = None
+    thin: Interval = None
     dots: tuple[float, ...] = ()
     tone: Tone = "plain"
 
@@ -63,7 +63,7 @@ def draw_intervals(title: str, lines: Sequence[Line], label: str, *, zero: bool 
         label: of the horizontal axis, which shows shares in percent.
         zero: whether zero is marked, as the border between better and worse.
     """
-    ends = [end for line in lines for interval in (line.interval, line.wide) for end in interval or ()]
+    ends = [end for line in lines for interval in (line.interval, line.thin) for end in interval or ()]
     known = [*ends, *(value for line in lines for value in (line.value, *line.dots)), *([0.0] if zero else [])]
     low, high = min(known), max(known)
     margin = 0.06 * (high - low) or 0.01
@@ -79,7 +79,7 @@ def draw_intervals(title: str, lines: Sequence[Line], label: str, *, zero: bool 
 def _draw_line(line: Line, x: Axis, y: float) -> list[Markup]:
     name = line.name if len(line.name) <= _LONGEST_NAME else f"{line.name[: _LONGEST_NAME - 1]}…"
     parts = [_NAME.format(_NAMES - 12, y + 4, name, line.label)]
-    for weight, interval in (("wide", line.wide), (line.tone, line.interval)):
+    for weight, interval in (("thin", line.thin), (line.tone, line.interval)):
         if interval:
             parts.append(_SPAN.format(weight, x(interval[0]), x(interval[1]), y, y))
     parts += [_DOT.format(line.tone, x(value), y) for value in line.dots]

@@ -21,8 +21,8 @@ def measured(store: Store) -> list[str]:
 def _truth_section(checked: Checked) -> Section:
     intro = (
         f"The pool was generated, so the answers are known. {checked.score} tells true captions from false ones with a "
-        f"ROC AUC of {checked.auc:.4f} ({number(checked.scored)} samples that it scored). A false caption have "
-        f"{percent(checked.misaligned.count, checked.misaligned.of)} of the sound samples of the pool, and "
+        f"ROC AUC of {checked.auc:.4f} ({number(checked.scored)} samples that it scored). Captions are false for "
+        f"{percent(checked.misaligned.count, checked.misaligned.of)} of the sound samples of the pool, and for "
         f"{percent(checked.misaligned_kept.count, checked.misaligned_kept.of)} of those that were kept."
     )
     columns = (

@@ -73,7 +73,7 @@ def test_an_open_interval_is_not_drawn():
 
 
 def test_an_interval_lies_about_its_mean_and_zero_is_marked():
-    svg = draw_intervals("t", [Line("one", 0.5, (0.4, 0.6), wide=(0.3, 0.7), tone="kept")], "share", zero=True)
+    svg = draw_intervals("t", [Line("one", 0.5, (0.4, 0.6), thin=(0.3, 0.7), tone="kept")], "share", zero=True)
     thin, thick = (tuple(map(float, ends)) for ends in re.findall(r'class="span \w+" x1="([\d.]+)" x2="([\d.]+)"', svg))
     assert thin[0] < thick[0] < thick[1] < thin[1]
     assert sum(thin) == pytest.approx(sum(thick), abs=0.2)

@@ -1,5 +1,6 @@
 """The generated pool against its own truth: read back with the standard library, judged by hand-written rules."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -55,6 +56,17 @@ def runs(folder):
         keyed = groupby(members, key=lambda pair: re.match(r"(.*/)?[^./]*", pair[0].name)[0])
         found |= {(path.name, row): (key, list(run)) for row, (key, run) in enumerate(keyed)}
     return found
+
+
+def metadata_in(path):
+    """The JSON of every sample that has one that can be read."""
+    found = []
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.endswith(".json"):
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(tar.extractfile(member).read()))
+    return [metadata for metadata in found if isinstance(metadata, dict)]
 
 
 def files_of(folder):
@@ -263,6 +275,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
         generate_pool(tmp_path / name, PoolSettings(seed=seed, **small))
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     assert files_of(tmp_path / "a") != files_of(tmp_path / "c")
+    generate_pool(tmp_path / "side by side", PoolSettings(seed=1, **small), processes=2)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "side by side")
+
+
+def test_only_labelled_samples_bring_their_concept(folder, tmp_path):
+    generate_pool(tmp_path / "test", PoolSettings(samples=5, broken=False, labelled=True))
+    concepts = pq.read_table(tmp_path / "test" / "truth.parquet")["concept"].to_pylist()
+    assert [metadata["concept"] for metadata in metadata_in(tmp_path / "test/pool/00000.tar")] == concepts
+    assert all("concept" not in metadata for metadata in metadata_in(folder / "pool/00000.tar"))
 
 
 def test_tar_headers_know_nothing_of_this_machine(runs):
