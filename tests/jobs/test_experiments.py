@@ -149,6 +149,8 @@ def test_a_drawing_stands_alone(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_e1_in_its_smallest_form(ray_here, data, tmp_path, capsys):
     args = Namespace(data=data, folder=tmp_path, scale="tiny", cpus=None, overrides=[])
     e1.run(args)
