@@ -1,7 +1,7 @@
 """What `exact_dedup` and `semantic_dedup` find of the duplicates in a generated pool, whose truth is known.
 
     python -m benchmarks.near_duplicates [--samples 3000] [--seed 3] [--clusters 50] [--neighbours 0 1 3]
-                                         [--pictures 24000] [--epochs 8] [--threads 4] [--weights FILE]
+                                         [--pictures 56000] [--epochs 5] [--threads 4] [--weights FILE]
 
 A curation for each epsilon, with two models: `pixels`, and a small vision transformer that is trained here on the
 pictures of another pool, to tell them apart however small and compressed they are (NT-Xent: Chen et al. 2020,
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 PIXELS = {"library": "pixels", "size": 16, "colours": "ycbcr"}
 ENCODER = {"library": "timm", "name": "test_vit3", "image_size": 64}
-EPSILON = {"pixels": 0.006, "encoder": 0.05}
+EPSILON = {"pixels": 0.006, "encoder": 0.06}
 """Chosen on the pools of seeds 0, 1 and 2, none of which is the default."""
-EPSILONS = {"pixels": (0.002, 0.004, 0.006, 0.008, 0.012), "encoder": (0.02, 0.03, 0.05, 0.07, 0.1)}
+EPSILONS = {"pixels": (0.002, 0.004, 0.006, 0.008, 0.012), "encoder": (0.03, 0.04, 0.05, 0.06, 0.07)}
 
 COPIES = ("recompressed", "resized")
 """The edits that the target is about: what they leave is the same picture to anyone."""
@@ -72,8 +72,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3, help="of the pool")
     parser.add_argument("--clusters", type=int, default=50)
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 3], help="the last one gives the curve")
-    parser.add_argument("--pictures", type=int, default=24_000, help="to train on")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=56_000, help="to train on")
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--weights", type=Path, help="of the encoder; trained and written there if there are none")
     options = parser.parse_args()
