@@ -69,4 +69,7 @@ def test_the_drawing():
 def test_identical_clusters_have_a_tree_without_height():
     merges_M4 = merge_tree(np.zeros(3), "average")
     root = top_of_tree(merges_M4, np.arange(3, dtype=np.int32), np.ones(3, int))
-    ET.fromstring(draw_dendrogram(root, 0.0, "distance"))
+    svg = ET.fromstring(draw_dendrogram(root, 0.0, "distance"))
+    lines = list(svg.iter("line"))
+    assert lines
+    assert all(np.isfinite(float(line.get(key))) for line in lines for key in ("x1", "x2", "y1", "y2"))
