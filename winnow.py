@@ -11,6 +11,14 @@ Running a job from Python:
 
     summary = run_curation(load_config("curate.yaml", Curation))
 
+Filtering by a network trained on trusted pairs:
+
+    from winnow import DataFilteringNetwork
+
+    network = DataFilteringNetwork("runs/dfn", {"model": {"name": "ViT-B-32"}, "samples_seen": 10_000_000})
+    network.train({"format": "webdataset", "path": "trusted/*.tar"})
+    kept = network.filter({"format": "webdataset", "path": "pool/*.tar"}, keep_fraction=0.15)
+
 Clustering an array bottom up:
 
     from winnow import HierarchicalAgglomerativeClustering
@@ -34,24 +42,37 @@ if TYPE_CHECKING:
         WorkspaceError,
     )
     from operators.hac import HierarchicalAgglomerativeClustering
+    from pipeline.comparison.compare import run_comparison
+    from pipeline.comparison.settings import Comparison
     from pipeline.config.loader import load_config
     from pipeline.curate import run_curation
     from pipeline.curation import Curation
+    from pipeline.data_filtering_network import DataFilteringNetwork
+    from pipeline.evaluation.evaluate import run_evaluation
+    from pipeline.evaluation.settings import Evaluation
     from pipeline.kept import KeptKeys, load_kept
     from pipeline.ledger import find_rows, read_ledger
     from pipeline.storage import Store
     from pipeline.summary import Summary
+    from pipeline.training.settings import Data, Recipe, Training
+    from pipeline.training.trainer import run_training
 
 __all__ = [
+    "Comparison",
     "ConfigError",
     "Curation",
+    "Data",
+    "DataFilteringNetwork",
+    "Evaluation",
     "HierarchicalAgglomerativeClustering",
     "InputError",
     "KeptKeys",
     "LimitExceeded",
     "ModelError",
+    "Recipe",
     "Store",
     "Summary",
+    "Training",
     "UserError",
     "WinnowError",
     "WorkspaceError",
@@ -59,20 +80,32 @@ __all__ = [
     "load_config",
     "load_kept",
     "read_ledger",
+    "run_comparison",
     "run_curation",
+    "run_evaluation",
+    "run_training",
 ]
 
 _HOMES = {
+    "Comparison": "pipeline.comparison.settings",
     "Curation": "pipeline.curation",
+    "Data": "pipeline.training.settings",
+    "DataFilteringNetwork": "pipeline.data_filtering_network",
+    "Evaluation": "pipeline.evaluation.settings",
     "HierarchicalAgglomerativeClustering": "operators.hac",
     "KeptKeys": "pipeline.kept",
+    "Recipe": "pipeline.training.settings",
     "Store": "pipeline.storage",
     "Summary": "pipeline.summary",
+    "Training": "pipeline.training.settings",
     "find_rows": "pipeline.ledger",
     "load_config": "pipeline.config.loader",
     "load_kept": "pipeline.kept",
     "read_ledger": "pipeline.ledger",
+    "run_comparison": "pipeline.comparison.compare",
     "run_curation": "pipeline.curate",
+    "run_evaluation": "pipeline.evaluation.evaluate",
+    "run_training": "pipeline.training.trainer",
 }
 """Where a name lives; every other name is an error's."""
 

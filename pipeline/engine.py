@@ -21,6 +21,9 @@ _STDERR = 2
 
 _REACH_SECONDS = 10
 
+_IDLE, _IDLE_MILLISECONDS = "RAY_idle_worker_killing_time_threshold_ms", 30_000
+"""Ray ends an idle worker after a second when all CPUs are taken, so each deal of a training would start a process."""
+
 
 class Resources(BaseModel):
     """What a run may use.
@@ -98,7 +101,7 @@ def _connect(resources: Resources, address: str | None) -> None:
         except (OSError, ValueError) as error:
             raise ConfigError(f"address must be that of a running Ray cluster, got {address!r}: {error}") from error
         return
-    with _importable_in_workers():
+    with _inherited():
         ray.init(
             address="local",  # without it, Ray joins whatever cluster was last started on this machine
             num_cpus=resources.workers or os.cpu_count(),
@@ -110,17 +113,20 @@ def _connect(resources: Resources, address: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _importable_in_workers() -> Iterator[None]:
-    """What is importable here is importable in the workers of a Ray started inside: they inherit its environment.
+def _inherited() -> Iterator[None]:
+    """Sets what the processes of a Ray started inside inherit.
 
-    The working folder comes last, so that a user's `queue.py` does not stand in for the standard library's.
+    What is importable here is importable in its workers. The working folder comes last, so that a user's `queue.py`
+    does not stand in for the standard library's.
     """
-    before = os.environ.get("PYTHONPATH")
     paths = [*filter(None, sys.path), str(Path.cwd())]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), _IDLE: os.environ.get(_IDLE, str(_IDLE_MILLISECONDS))}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
     try:
         yield
     finally:
-        del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value

@@ -74,7 +74,7 @@ def compare(config: Comparison, shards: Sequence[Shard], *, workers: int, progre
             selections=tuple(_facts(selected) for selected in selections),
             tasks=tuple(verdicts),
             trained=tuple(_trained(key, result) for key, result in trained.items()),
-            warnings=tuple(warnings(selections, verdicts)),
+            warnings=tuple(warnings(selections, verdicts, trained.values())),
             reused=all(part.reused for part in trained.values())
             and all(result.reused for some in results.values() for result in some),
         )
@@ -104,9 +104,8 @@ def _evaluation(config: Comparison, named: Mapping[str, OpenClipSettings]) -> Ev
 
 
 def _facts(selected: Selected) -> SelectionFacts:
-    return SelectionFacts(
-        selected.name, selected.kinds, selected.like, selected.samples, selected.scores, selected.diversity
-    )
+    same = ("name", "kinds", "like", "samples", "scores", "seconds", "diversity")
+    return SelectionFacts(**{name: getattr(selected, name) for name in same})
 
 
 def _trained(key: Key, result: TrainingResult) -> Trained:

@@ -31,7 +31,7 @@ from pipeline.report.page import (
 from pipeline.storage import Store, digest
 
 PAGE = "comparison.html"
-PAGE_VERSION = 1
+PAGE_VERSION = 2
 
 _ACCURACIES = (
     "Dots are seeds and diamonds their means; a line is the 95\N{NO-BREAK SPACE}% interval of the mean (Student's t)."
@@ -142,7 +142,7 @@ def _selections_section(result: ComparisonResult) -> Section:
         for found in result.selections
     ]
     blocks: list[Block] = [Bars("Samples in each", tuple(bars), "kept", headings=("Selection", "Samples"))]
-    blocks += [table for table in (_scores_table(result), _diversity_table(result)) if table.rows]
+    blocks += [table for table in (_scores_table(result), _costs_table(result), _diversity_table(result)) if table.rows]
     intro = "What the models were trained on. " + " ".join(f"Warning: {warning}" for warning in result.warnings)
     return Section("selections", "The selections", intro.strip(), tuple(blocks))
 
@@ -160,6 +160,20 @@ def _scores_table(result: ComparisonResult) -> Table:
         for title, means in selection.scores.items()
     ]
     return Table("Scores", columns, tuple(rows))
+
+
+def _costs_table(result: ComparisonResult) -> Table:
+    columns = (
+        Column("selection", numeric=False),
+        Column("step", numeric=False),
+        Column("seconds", help="when it was made; steps and embeddings that selections share stand with each"),
+    )
+    rows = [
+        (Cell(selection.name, selection.name), Cell(title, title), Cell(f"{seconds:.1f}", seconds))
+        for selection in result.selections
+        for title, seconds in selection.seconds.items()
+    ]
+    return Table("What they cost", columns, tuple(rows))
 
 
 def _diversity_table(result: ComparisonResult) -> Table:

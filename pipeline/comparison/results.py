@@ -99,6 +99,7 @@ class SelectionFacts:
     like: str | None
     samples: int
     scores: Mapping[str, MeanScore]
+    seconds: Mapping[str, float]
     diversity: Mapping[str, Any] | None
 
 

@@ -37,6 +37,7 @@ class Selected:
         runs: over the pool with the selection's verdicts, by seed of the trainings; of a random selection each differs.
         samples: that it keeps.
         scores: by score step.
+        seconds: what each step and embedding took when it was made, by its title.
         diversity: as `pipeline.steps.diversity` gives it, where it was asked for; of a random selection the first
             seed's.
         warnings: sentences.
@@ -48,6 +49,7 @@ class Selected:
     runs: Mapping[int, Run]
     samples: int
     scores: Mapping[str, MeanScore] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     diversity: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
 
@@ -120,8 +122,9 @@ def _steps(work: Selecting, name: str, steps: Sequence[Step]) -> Selected:
     if not run.num_entering:
         raise InputError(f"selections.{name} must keep at least one sample, got none of {run.samples.rows}")
     scores = {step.title: mean_score(run, step.title) for step in steps if step.gives_score}
+    seconds = {title: artifact.seconds for title, artifact in run.artifacts.items()}
     runs = dict.fromkeys(work.config.seeds, run)
-    return Selected(name, tuple(step.step for step in steps), None, runs, run.num_entering, scores)
+    return Selected(name, tuple(step.step for step in steps), None, runs, run.num_entering, scores, seconds)
 
 
 def evaluation_sources(tasks: Sequence[NamedTask]) -> list[Source]:

@@ -7,9 +7,10 @@ Legend: S seeds.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from pipeline.comparison.trainings import Key
 from pipeline.evaluation.results import Result, draws, load_outcomes
 from pipeline.spread import spread
 from pipeline.storage import Store
+from pipeline.training.trainer import TrainingResult
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,33 @@ def pairs(baseline: str, selections: Sequence[Selected]) -> list[tuple[str, str]
     return [pair for pair in dict.fromkeys(found) if pair[0] != pair[1]]
 
 
-def warnings(selections: Sequence[Selected], verdicts: Sequence[TaskVerdict]) -> list[str]:
-    """What someone should look at: scores that rose while accuracy fell, and what selections brought along.
+def warnings(
+    selections: Sequence[Selected], verdicts: Sequence[TaskVerdict], trained: Iterable[TrainingResult]
+) -> list[str]:
+    """What someone should look at: what selections brought along, costs out of line, scores that prove nothing."""
+    found = [warning for selected in selections for warning in selected.warnings]
+    return [*found, *costs(selections, trained), *hollow_scores(selections, verdicts)]
+
+
+def costs(selections: Sequence[Selected], trained: Iterable[TrainingResult]) -> Iterator[str]:
+    """Names the steps that took longer than a training on what they select: filtering has to pay for itself."""
+    usual = median([result.seconds for result in trained])
+    for selected in selections:
+        for title, seconds in selected.seconds.items():
+            if title != "samples" and seconds > usual:  # which every selection reads
+                yield (
+                    f"selections.{selected.name}: {title} took {seconds:.0f} s, longer than the {usual:.0f} s of a "
+                    "training on what is selected: its cost is out of line with what it serves."
+                )
+
+
+def hollow_scores(selections: Sequence[Selected], verdicts: Sequence[TaskVerdict]) -> list[str]:
+    """Names the scores that rose while accuracy fell.
 
     A filter whose scores are high and whose set is no better than a random one has learnt something else than quality
     (Fang et al. 2023, arXiv 2309.17425, sections 1 and 4).
     """
-    found = [warning for selected in selections for warning in selected.warnings]
+    found = []
     randoms = [selected.name for selected in selections if selected.like]
     for selected in selections:
         risen = [(title, score) for title, score in selected.scores.items() if score.kept > score.pool]

@@ -43,8 +43,10 @@ def result() -> ComparisonResult:
         seeds=(0, 1),
         samples_seen=640,
         selections=(
-            SelectionFacts("all", (), None, 100, {}, None),
-            SelectionFacts("dfn", ("score", "filter"), None, 40, {"alignment": MeanScore(0.2, 0.4)}, DIVERSITY),
+            SelectionFacts("all", (), None, 100, {}, {}, None),
+            SelectionFacts(
+                "dfn", ("score", "filter"), None, 40, {"alignment": MeanScore(0.2, 0.4)}, {"filter": 2.5}, DIVERSITY
+            ),
         ),
         tasks=(task,),
         trained=(Trained("all", 0, "m", 100, 640, 1.5, 2.0),),

@@ -8,10 +8,13 @@ from scipy import stats
 from pipeline.comparison.results import Accuracy, Difference, MeanScore, TaskVerdict
 from pipeline.comparison.selections import Selected
 from pipeline.comparison.verdict import accuracy, mean_metric, pairs, warnings
+from pipeline.training.trainer import TrainingResult
+
+TRAINED = [TrainingResult("model", "metrics", 10, 0, 100, 10, 1.0, seconds, 0.0, 0.5) for seconds in (20.0, 30.0, 90.0)]
 
 
-def selected(name, like=None, scores=None, found=()):
-    return Selected(name, (), like, {}, 10, scores or {}, warnings=found)
+def selected(name, like=None, scores=None, found=(), seconds=None):
+    return Selected(name, (), like, {}, 10, scores or {}, seconds or {}, warnings=found)
 
 
 def verdict(*differences):
@@ -56,12 +59,18 @@ def test_a_difference_is_clear_when_both_intervals_are():
 def test_high_scores_with_low_accuracy_are_warned_of():
     chosen = [selected("random", "dfn"), selected("dfn", None, {"alignment": MeanScore(0.2, 0.4)}, ("dfn collapsed",))]
     worse = Difference("dfn", "random", -0.05, (-0.06, -0.04), (-0.07, -0.03))
-    collapsed, scores = warnings(chosen, [verdict(worse)])
+    collapsed, scores = warnings(chosen, [verdict(worse)], TRAINED)
     assert collapsed == "dfn collapsed"
     assert scores.startswith(
         "selections.dfn: alignment rose from 0.2 to 0.4, and yet acc1 on scenes is 0.0500 below random's (its intervals"
     )
     better = Difference("dfn", "random", 0.05, (0.04, 0.06), (0.03, 0.07))
-    assert warnings(chosen, [verdict(better)]) == ["dfn collapsed"]
+    assert warnings(chosen, [verdict(better)], TRAINED) == ["dfn collapsed"]
     unscored = [chosen[0], selected("dfn")]
-    assert warnings(unscored, [verdict(worse)]) == []
+    assert warnings(unscored, [verdict(worse)], TRAINED) == []
+
+
+def test_a_step_that_costs_more_than_a_training_is_named():
+    cheap, dear = selected("rules", seconds={"samples": 500.0, "rules": 29.0}), selected("mae", seconds={"m3ae": 31.0})
+    (found,) = warnings([cheap, dear], [], TRAINED)
+    assert found.startswith("selections.mae: m3ae took 31 s, longer than the 30 s of a training")

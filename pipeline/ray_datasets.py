@@ -1,0 +1,59 @@
+"""Ray Datasets as pools, and what is kept of a pool as a Ray Dataset."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from pipeline.export.slices import kept_slices, read_kept
+from pipeline.pool import Pool
+from pipeline.run import Run
+from pipeline.storage import Store
+
+
+def write_pool(dataset: ray.data.Dataset, store: Store) -> Pool:
+    """Writes a Ray Dataset below a workspace, as Parquet shards.
+
+    Args:
+        dataset: with columns of encoded images and captions, under names that a Parquet pool knows.
+        store: the workspace.
+    """
+    folder = f"datasets/{uuid.uuid4().hex[:16]}"
+    dataset.write_parquet(store.path(folder), filesystem=PyFileSystem(FSSpecHandler(store.filesystem)))
+    source = {"format": "parquet", "path": f"{store.url}/{folder}/*.parquet", "storage": dict(store.options)}
+    return Pool.model_validate(source)
+
+
+def kept_rows(run: Run, score: str) -> ray.data.Dataset:
+    """The rows that a run kept of a pool that `write_pool` wrote, on a Ray that is up.
+
+    Args:
+        run: that has finished.
+        score: title of a score step.
+
+    Returns:
+        the rows as they were, with a column of the score, float64.
+    """
+    assert len(run.pool.sources) == 1
+    scores = run.artifacts[score].parts
+    items = [
+        {"piece": piece, "shard": run.shards[piece.shard].url, "scores": scores[piece.shard].path}
+        for piece in kept_slices(run)
+    ]
+    read = partial(_read, run.store, run.pool.sources[0].storage, score)
+    return ray.data.from_items(items).map_batches(read, batch_size=1)
+
+
+def _read(store: Store, storage: Mapping[str, Any], score: str, item: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """The kept rows of one shard. A row's key is its number in the file."""
+    (piece,), (shard,), (scores,) = item["piece"], item["shard"], item["scores"]
+    kept = read_kept(store, piece, ["key"], {score: (scores, "score")})
+    with fsspec.open(shard, "rb", **storage) as file:
+        rows = pq.read_table(file)
+    return rows.take(pa.array(map(int, kept["key"].to_pylist()), pa.int64())).append_column(score, kept[score])

@@ -1,0 +1,101 @@
+"""The class that notebooks use: every form of input, and what comes out in the same form."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray.data
+
+from operators.errors import InputError, ModelError
+from pipeline.data_filtering_network import SCORE, DataFilteringNetwork
+from pipeline.ledger import ledger_sha256, read_ledger
+from pipeline.storage import Store
+from pipeline.training.settings import Captions, Data
+from tests.small_trainings import SOUND, pairs, training, write_pool
+
+RECIPE = ("samples_seen", "batch_size", "optimizer", "schedule", "resources")
+
+
+def network(folder: Path, workspace: str = "dfn") -> DataFilteringNetwork:
+    config = training(folder, workspace)
+    recipe = {key: getattr(config, key) for key in RECIPE} | {"model": config.model}
+    return DataFilteringNetwork(folder / workspace, recipe)
+
+
+def pool(folder: Path) -> dict[str, object]:
+    return {"format": "webdataset", "path": f"{folder}/*.tar", "max_reject_fraction": 0.1}
+
+
+def kept_uids(workspace: str) -> set[str]:
+    rows = [row for table in read_ledger(Store(workspace)) for row in table.to_pylist()]
+    return {row["uid"] for row in rows if row["verdict"] == "kept"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, ray_here: None) -> Path:
+    folder = tmp_path_factory.mktemp("dfn")
+    write_pool(folder)
+    result = network(folder).train(pool(folder))
+    assert result.samples == SOUND
+    return folder
+
+
+@pytest.mark.ray
+def test_a_pool_becomes_a_workspace_which_can_be_trained_on_and_filtered(trained: Path) -> None:
+    dfn = network(trained)
+    assert dfn.threshold is None
+    with pytest.raises(InputError, match="keep_fraction must be given where no threshold has been fixed yet"):
+        dfn.filter(pool(trained))
+    half = dfn.filter(pool(trained), 0.5)
+    assert isinstance(half, str)
+    kept = kept_uids(half)
+    assert len(kept) == round(0.5 * SOUND)
+    assert dfn.threshold is not None
+    assert dfn.threshold.keep_fraction == 0.5
+    # The stored threshold keeps the same pairs, and keeps all of them when they are judged again.
+    assert kept_uids(str(dfn.filter(pool(trained)))) == kept
+    fewer = dfn.filter(half, 0.4)
+    assert fewer == half
+    assert kept_uids(half) < kept
+    assert len(kept_uids(half)) == round(0.4 * SOUND)  # the two steps stand in place of those of the earlier call
+    assert network(trained, "second").train(half).samples == len(kept_uids(half))
+    with pytest.raises(InputError, match="captions of their own"):
+        dfn.filter(Data(workspace=half, captions=Captions(field="label", classes=("red", "green", "blue", "white"))))
+
+
+@pytest.mark.ray
+def test_a_ray_dataset_becomes_one_of_the_kept_rows(trained: Path) -> None:
+    rows = [{"png": pair["png"], "text": pair["txt"].decode(), "n": n} for n, pair in enumerate(pairs(30))]
+    rows[4]["png"] = b"broken"
+    dataset = ray.data.from_items(rows, override_num_blocks=3)
+    dfn = network(trained, "third")
+    assert dfn.train(dataset).samples == 29
+    kept = dfn.filter(dataset, 0.4)
+    assert isinstance(kept, ray.data.Dataset)
+    found = sorted(kept.take_all(), key=lambda row: int(row["n"]))
+    assert len(found) == round(0.4 * 29)
+    assert all({key: row[key] for key in rows[0]} == rows[row["n"]] for row in found)
+    assert dfn.threshold is not None
+    assert min(row[SCORE] for row in found) == pytest.approx(dfn.threshold.value, abs=0)
+    assert np.all(np.abs([row[SCORE] for row in found]) <= 1)
+
+
+@pytest.mark.ray
+def test_a_saved_network_judges_alike(trained: Path, tmp_path: Path) -> None:
+    dfn = network(trained)
+    first = str(dfn.filter(pool(trained), 0.3))
+    dfn.save(tmp_path / "saved")
+    loaded = DataFilteringNetwork.load(tmp_path / "saved", tmp_path / "elsewhere")
+    assert loaded.threshold == dfn.threshold
+    second = str(loaded.filter(pool(trained)))
+    assert kept_uids(second) == kept_uids(first)
+    assert ledger_sha256(Store(second)) == ledger_sha256(Store(str(dfn.filter(pool(trained)))))
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="must hold a trained network, got none: train or load one"):
+        DataFilteringNetwork(tmp_path).save(tmp_path / "saved")
+    with pytest.raises(ModelError, match="must hold open_clip_model"):
+        DataFilteringNetwork.load(tmp_path, tmp_path / "other")
+    with pytest.raises(InputError, match="recipe must be given to DataFilteringNetwork in order to train"):
+        DataFilteringNetwork(tmp_path).train(pool(tmp_path))
