@@ -44,6 +44,7 @@ class Scale:
     Attributes:
         trusted, spare, pool, test: samples of each part.
         network: changes to dfn.yaml.
+        networks: further ones where an experiment trains several networks.
         training: changes to e1.yaml, in what every experiment takes from it.
         filters: changes to the filters of e1.yaml that are trained in a step.
     """
@@ -53,6 +54,7 @@ class Scale:
     pool: int = 35_000
     test: int = 10_000
     network: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ("samples_seen=120000",)
     training: tuple[str, ...] = ()
     filters: tuple[str, ...] = ()
 
@@ -69,6 +71,7 @@ SCALES = {
         pool=320,
         test=64,
         network=("samples_seen=128", "batch_size=32", "schedule.warmup_steps=1"),
+        networks=(),
         training=(
             "training.samples_seen=64",
             "training.batch_size=32",
@@ -80,6 +83,7 @@ SCALES = {
     "small": Scale(),
     "full": Scale(
         network=("samples_seen=2000000",),
+        networks=(),
         training=(
             "training.samples_seen=1000000",
             "training.model.name=examples/experiments/dfn_towers.json",

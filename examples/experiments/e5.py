@@ -76,7 +76,8 @@ def over_corruptions(result: ComparisonResult) -> TaskVerdict:
 
 def _filters(args: argparse.Namespace, noisy: pa.Table, trusted: pa.Table) -> dict[str, str]:
     base = train_filter(args, _BASE, noisy)
-    whole = configure("dfn", Training, args.folder, SCALES[args.scale].network)
+    scale = SCALES[args.scale]
+    whole = configure("dfn", Training, args.folder, scale.network, scale.networks)
     tuning = [f'model.weights="{base}"', f"samples_seen={whole.samples_seen // 4}", "optimizer.learning_rate=1.0e-3"]
     return {
         _BASE: base,

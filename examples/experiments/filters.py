@@ -30,7 +30,10 @@ def train_filter(args: argparse.Namespace, name: str, pairs: pa.Table, changes: 
     if not (home / "pairs").exists():
         write_pairs(home / "pairs", pairs)
     other = [f'data.0.pool.path="{home}/pairs/*.parquet"', f'workspace="{home}"']
-    return run_training(configure("dfn", Training, args.folder, SCALES[args.scale].network, other, changes)).model_path
+    scale = SCALES[args.scale]
+    return run_training(
+        configure("dfn", Training, args.folder, scale.network, scale.networks, other, changes)
+    ).model_path
 
 
 def filtered(score: str, model: str, keep_fraction: float) -> list[dict[str, object]]:
