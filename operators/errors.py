@@ -4,6 +4,7 @@
     |-- UserError                exit code 2: config, input or workspace is wrong; the message says what to change
     |   |-- ConfigError          a key, a value, a name or a combination in the config
     |   |-- InputError           a pool, a table or a file that cannot serve as what the config says it is
+    |   |   `-- InputChanged     a file that was replaced while it was read
     |   |-- ModelError           weights, names or towers of a model
     |   `-- WorkspaceError       a workspace that cannot be written, read or trusted
     |-- LimitExceeded            exit code 3: a limit of the config stopped the run
@@ -41,6 +42,10 @@ class ConfigError(UserError):
 
 class InputError(UserError):
     """A pool, a table or a file that cannot serve as what the config says it is."""
+
+
+class InputChanged(InputError):
+    """A file that was replaced while it was read: what was read of it is of no use."""
 
 
 class ModelError(UserError):

@@ -29,9 +29,10 @@ def read_options(flag: str, assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not key or not equals:
-            raise ConfigError(f"{flag} must be KEY=VALUE, got {assignment!r}")
+            got = repr(assignment) if assignment.isidentifier() else "something else"  # it may be a credential
+            raise ConfigError(f"{flag} must be KEY=VALUE, got {got}")
         try:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{flag} must be KEY=VALUE with a value in YAML, got {assignment!r}") from error
+            raise ConfigError(f"{flag} must be KEY=VALUE with a value in YAML, got another for {key!r}") from error
     return options

@@ -73,7 +73,7 @@ def curate(config: Curation, shards: Sequence[Shard], *, workers: int, progress:
     """
     config = config.resolved()
     run = start_run(config, shards, workers=workers, progress=progress)
-    with config.store.locked():
+    with config.store.locked(progress.note):
         for _ in run_steps(run, config.steps):
             pass
         for target in config.export:

@@ -36,11 +36,11 @@ class Curation(BaseModel):
         resources: what the run may use. Changes no result.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     pool: Pool
     workspace: str = Field(min_length=1)
-    storage: dict[str, Any] = Field(default_factory=dict)
+    storage: dict[str, Any] = Field(default_factory=dict, repr=False)
     seed: int = Field(default=0, ge=0)
     models: dict[Annotated[str, Field(pattern=f"^{NAME}$")], ModelSettings] = Field(default_factory=dict)
     steps: tuple[AnyStep, ...] = ()

@@ -8,16 +8,17 @@ they are. Arrays that lie beside a table are found by `pipeline.array_files`.
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from operators.errors import ConfigError, InputError
 from pipeline.array_files import EMBEDDINGS, PATHS, is_sorted_cluster, pair
 from pipeline.pool import IMAGE_EXTENSIONS, Format, Pool, Shard, Source
+from pipeline.remote import is_s3, open_location, retry, version_of
 
 _SUFFIXES: dict[Format, tuple[str, ...]] = {
     "webdataset": (".tar", ".tar.gz", ".tgz"),
@@ -85,14 +86,14 @@ def check_source(source: Source, shards: Sequence[Shard]) -> None:
 
 def locate_root(source: Source) -> tuple[Any, str]:
     """The file system of a source, and its root folder there, without a slash at the end."""
-    fs, path = fsspec.core.url_to_fs(source.path, **source.storage)
+    fs, path = open_location(source.path, source.storage)
     if source.root is not None:
-        root = fsspec.core.url_to_fs(source.root, **source.storage)[1]
-    elif fs.isdir(path):
+        root = open_location(source.root, source.storage)[1]
+    elif kind_of(fs, path) == "directory":
         root = path
     else:
         wildcard = _WILDCARD.search(path)
-        root = path[: wildcard.start()] if wildcard and not fs.exists(path) else path
+        root = path[: wildcard.start()] if wildcard and kind_of(fs, path) is None else path
         root = root.rpartition("/")[0]
     return fs, root.rstrip("/")
 
@@ -100,6 +101,29 @@ def locate_root(source: Source) -> tuple[Any, str]:
 def printable(path: str) -> str:
     r"""A path as text that can be stored: bytes that are not UTF-8 become `\xe9`, as in a tar."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def kind_of(fs: Any, path: str) -> str | None:
+    """`file`, `directory` or None: by one small request, where to ask a store for a directory would list all of it."""
+    if isinstance(fs, LocalFileSystem) or "/" not in path.strip("/"):
+        return "file" if fs.isfile(path) else "directory" if fs.isdir(path) else None
+    try:
+        return str(retry(lambda: fs.info(path))["type"])
+    except FileNotFoundError:
+        return None
+
+
+def _glob(fs: Any, path: str) -> dict[str, Any]:
+    """What a pattern matches. Across folders of S3 by one listing of all below, not by one for each folder."""
+    wildcard = _WILDCARD.search(path)
+    assert wildcard is not None
+    root, _, stem = path[: wildcard.start()].rpartition("/")
+    across = "/" in path[wildcard.start() :] and "**" not in path
+    if not (is_s3(fs) and across and ("/" in root or stem)):  # all of a bucket may be far more than the pool
+        found: dict[str, Any] = fs.glob(path, detail=True)
+        return found
+    matches = re.compile(glob_translate(path)).match
+    return {place: info for place, info in fs.find(root, detail=True, prefix=stem).items() if matches(place)}
 
 
 def _list_source(source: Source, index: int) -> Iterator[Shard]:
@@ -197,14 +221,15 @@ def _unreachable(source: Source, error: Exception) -> InputError:
 
 def _find_files(source: Source, fs: Any, root: str) -> list[_File]:
     """The files of a source, sorted by relative path; hidden ones are left out."""
-    path = fsspec.core.url_to_fs(source.path, **source.storage)[1]
+    path = open_location(source.path, source.storage)[1]
     try:
-        if fs.isfile(path):
-            found, is_exact = {path: fs.info(path)}, True
-        elif fs.isdir(path):
-            found, is_exact = fs.find(path, detail=True), False
+        kind = kind_of(fs, path)
+        if kind == "file":
+            found, is_exact = {path: retry(lambda: fs.info(path))}, True
+        elif kind == "directory":
+            found, is_exact = retry(lambda: fs.find(path, detail=True)), False
         elif _WILDCARD.search(path):
-            found, is_exact = fs.glob(path, detail=True), source.format in ("webdataset", "parquet")
+            found, is_exact = retry(lambda: _glob(fs, path)), source.format in ("webdataset", "parquet")
         else:
             raise InputError(f"pool path must exist, got {source.path}")
         if source.format == "datacomp" and path.endswith(_TABLE):
@@ -222,7 +247,7 @@ def _find_files(source: Source, fs: Any, root: str) -> list[_File]:
         relative = place[len(root) + 1 :]
         is_labels = source.format == "idx" and not is_exact and _LABELS in posixpath.basename(place)
         if not is_labels and not any(part.startswith(".") for part in relative.split("/")):
-            files.append(_File(place, relative, info["size"] or 0, _stamp(info)))
+            files.append(_File(place, relative, info["size"] or 0, version_of(info)))
     return sorted(files, key=lambda file: file.relative)
 
 
@@ -237,25 +262,17 @@ def _find_labels(source: Source, fs: Any, images: _File) -> list[_File]:
 
 def _find_file(source: Source, fs: Any, key: str, url: str, *, is_named: bool) -> list[_File]:
     """One more file of a source. Where the config names none, there need not be one."""
-    path = fsspec.core.url_to_fs(url, **source.storage)[1] if is_named else url
-    if not fs.isfile(path):
+    path = open_location(url, source.storage)[1] if is_named else url
+    if kind_of(fs, path) != "file":
         if is_named:
             raise InputError(f"{key} must be a file, got {url}")
         return []
     info = fs.info(path)
-    return [_File(path, posixpath.basename(path), info["size"], _stamp(info))]
+    return [_File(path, posixpath.basename(path), info["size"], version_of(info))]
 
 
 def _absent(root: str, name: str) -> _File:
     return _File(f"{root}/{name}", name, 0, "")
-
-
-def _stamp(info: Mapping[str, Any]) -> str:
-    """What a store changes when it changes a file: the ETag, else the time of modification."""
-    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"):
-        if info.get(key) is not None:
-            return str(info[key])
-    return ""
 
 
 def _url(fs: Any, path: str) -> str:

@@ -39,7 +39,9 @@ _OWN_KEYS: dict[str, tuple[Format, ...]] = {
 SOURCE_PATHS = ("path", "root", "labels_path", "embeddings_path", "paths_path")
 """The settings of a source that say where something lies."""
 
-_PASSWORD = re.compile(r"://[^/:]*:[^/]*@")
+_PASSWORD = re.compile(
+    r"://[^/:]*:[^/]*@|[?&](?:x-amz-(?:signature|credential|security-token)|signature|sig|token)=", re.IGNORECASE
+)
 
 
 class Source(BaseModel):
@@ -70,7 +72,7 @@ class Source(BaseModel):
         storage: options for fsspec, such as `endpoint_url`, `anon` or `profile`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     format: Format
     path: str = Field(min_length=1)
@@ -91,7 +93,7 @@ class Source(BaseModel):
     dim: int | None = Field(default=None, ge=1)
     dtype: Literal["float16", "float32", "float64"] = "float32"
     path_bytes: int | None = Field(default=None, ge=1)
-    storage: dict[str, Any] = Field(default_factory=dict)
+    storage: dict[str, Any] = Field(default_factory=dict, repr=False)
 
     @field_validator("name")
     @classmethod
@@ -144,7 +146,7 @@ class Pool(BaseModel):
         chunk_samples: samples that travel together.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     sources: tuple[Source, ...]
     max_pixels: int = Field(default=100_000_000, ge=1)
@@ -203,7 +205,7 @@ class Shard:
 
 
 def names_password(url: str) -> bool:
-    """Whether a URL holds a user's password, as in `ftp://user:password@host`."""
+    """Whether a URL holds a user's password, as in `ftp://user:password@host`, or is signed for its bearer."""
     return _PASSWORD.search(url) is not None
 
 

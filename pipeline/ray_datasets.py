@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
@@ -13,6 +12,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.export.slices import kept_slices, read_kept
 from pipeline.pool import Pool
+from pipeline.resuming import open_file
 from pipeline.run import Run
 from pipeline.storage import Store
 
@@ -54,6 +54,6 @@ def _read(store: Store, storage: Mapping[str, Any], score: str, item: Mapping[st
     """The kept rows of one shard. A row's key is its number in the file."""
     (piece,), (shard,), (scores,) = item["piece"], item["shard"], item["scores"]
     kept = read_kept(store, piece, ["key"], {score: (scores, "score")})
-    with fsspec.open(shard, "rb", **storage) as file:
+    with open_file(shard, storage, read_ahead=False) as file:
         rows = pq.read_table(file)
     return rows.take(pa.array(map(int, kept["key"].to_pylist()), pa.int64())).append_column(score, kept[score])

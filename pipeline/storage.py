@@ -12,19 +12,28 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import WorkspaceError
+from pipeline.lease import check_held, held
+from pipeline.remote import is_s3, open_location, retry
+from pipeline.resuming import resuming
 
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV}
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
+
+_UPLOAD_PART_BYTES = 16 << 20
+_UPLOADS_AT_ONCE = 4
+"""A file of twice a part or more goes up in parts, so that no file need be held in memory."""
+_MAX_UPLOAD_PARTS = 10_000
+
+
+T = TypeVar("T")
 
 
 def absolute(path: str) -> str:
@@ -42,7 +51,7 @@ class Store:
     """
 
     url: str
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     @property
     def filesystem(self) -> Any:
@@ -60,12 +69,18 @@ class Store:
         return f"{root.rstrip('/')}/{name}" if name else root
 
     def open(self, name: str) -> BinaryIO:
-        """Opens a file for reading, seekable."""
-        return cast(BinaryIO, self.filesystem.open(self.path(name), "rb"))
+        """Opens a file for reading, seekable. A broken connection to a store is opened anew where it stopped."""
+        filesystem, path = self.filesystem, self.path(name)
+        if isinstance(filesystem, LocalFileSystem):
+            return cast(BinaryIO, filesystem.open(path, "rb"))
+        return cast(BinaryIO, resuming(filesystem, path, f"{self.url}/{name}"))
 
     def read(self, name: str) -> bytes:
         """The whole content of a file. Raises FileNotFoundError."""
-        return cast(bytes, self.filesystem.cat_file(self.path(name)))
+        if self.is_local:
+            return cast(bytes, self.filesystem.cat_file(self.path(name)))
+        with self.open(name) as file:
+            return file.read()
 
     def read_json(self, name: str) -> Any:
         """The parsed content of a JSON file. Raises FileNotFoundError; WorkspaceError when it is not JSON."""
@@ -76,19 +91,20 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether a file of that name is there."""
-        return bool(self.filesystem.exists(self.path(name)))
+        return bool(self._try(lambda: self.filesystem.exists(self.path(name))))
 
     def find(self, folder: str) -> dict[str, int]:
         """Every file below a folder: relative path -> size in bytes, sorted by path; empty when there is no folder."""
         self.filesystem.invalidate_cache()
         root = self.path().rstrip("/") + "/"
-        found = self.filesystem.find(self.path(folder), detail=True)
+        found = self._try(lambda: self.filesystem.find(self.path(folder), detail=True))
         return {path[len(root) :]: int(info["size"]) for path, info in sorted(found.items())}
 
     def remove(self, name: str) -> None:
-        """Deletes a file or a folder with all below it; no error when it is not there."""
+        """Deletes a file or a folder with all below it; no error when it is not there. Raises as `replace` does."""
+        check_held(self.url, name)
         with contextlib.suppress(FileNotFoundError):
-            self.filesystem.rm(self.path(name), recursive=True)
+            self._try(lambda: self.filesystem.rm(self.path(name), recursive=True))
 
     @contextlib.contextmanager
     def scratch(self, folder: str) -> Iterator[Path]:
@@ -118,7 +134,7 @@ class Store:
         with explain_write_errors(self.url):
             if self.is_local:
                 return _link(scratch, Path(self.path(name)))
-            return self._create_remote(name, scratch.read_bytes())
+            return self._create_remote(name, scratch)
 
     def publish(self, name: str, data: bytes) -> bool:
         """Publishes bytes under `name` unless that name exists. Returns as `publish_file` does."""
@@ -133,37 +149,32 @@ class Store:
         return self.publish(name, to_json(value))
 
     def replace(self, name: str, data: bytes) -> None:
-        """Writes bytes under `name`, whole or not at all, whatever was there."""
+        """Writes bytes under `name`, whole or not at all, whatever was there.
+
+        Raises:
+            WorkspaceError: the folder cannot be written to, or this run holds it no more.
+        """
+        check_held(self.url, name)
         with explain_write_errors(self.url):
             if not self.is_local:
-                self.filesystem.pipe_file(self.path(name), data)
+                self._overwrite_remote(name, data)
                 return
             with self.scratch(name.rpartition("/")[0]) as scratch:
                 scratch.write_bytes(data)
                 scratch.replace(self.path(name))
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other runs out of a local workspace; the system lets go of it when the process dies.
+    def locked(self, note: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Makes this run the only one that writes what must be single here: see `pipeline.lease`.
 
-        Object stores, and disks mounted without locks, are not locked: there two runs do the same work twice, and the
-        first to publish wins.
+        Args:
+            note: is told when another run's end has to be waited for.
 
         Raises:
-            WorkspaceError: another run has it.
+            WorkspaceError: another run has it, or has taken it over since.
         """
-        if not self.is_local:
+        with held(self, note or (lambda text: None)):
             yield
-            return
-        with explain_write_errors(self.url):
-            root = Path(self.path())
-            root.mkdir(parents=True, exist_ok=True)
-            lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            self._lock(lock)
-            yield
-        finally:
-            os.close(lock)
 
     def check_writable(self) -> None:
         """Raises WorkspaceError unless a file can be written into and removed from the root."""
@@ -176,29 +187,55 @@ class Store:
         except Exception as error:  # each store has its own family of errors: credentials, endpoints, buckets, options
             raise WorkspaceError(f"{_writable(self.url)}, got: {type(error).__name__}: {error}") from error
 
-    def _lock(self, file: int) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WorkspaceError(f"{self.url} must be used by one run at a time, got a second one") from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+    def _try(self, action: Callable[[], T]) -> T:
+        """An operation on a store is tried again when it fails; one on a disk is not."""
+        return action() if self.is_local else retry(action)
 
     def _locate(self) -> tuple[Any, str]:
         # A remembered listing would hide what other processes have written since.
         options = {"use_listings_cache": False, **self.options}
         try:
-            return cast("tuple[Any, str]", fsspec.core.url_to_fs(self.url, **options))
+            return open_location(self.url, options)
         except (ImportError, ValueError) as error:
             raise WorkspaceError(f"{self.url} must have a protocol that fsspec can open, got: {error}") from error
 
-    def _create_remote(self, name: str, data: bytes) -> bool:
-        try:
-            self.filesystem.pipe_file(self.path(name), data, mode="create")
-        except FileExistsError:
-            # A put whose reply was lost is retried inside s3fs and then meets its own success: same bytes, same win.
-            return self.read(name) == data
+    def _create_remote(self, name: str, source: bytes | Path) -> bool:
+        """A conditional put. One whose reply was lost meets its own success when tried again: same bytes, same win."""
+
+        def create() -> bool:
+            try:
+                _put(self.filesystem, self.path(name), source, mode="create")
+            except FileExistsError:
+                return self._holds(name, source)
+            except FileNotFoundError:  # S3 knows no more of an upload in parts once it has finished it
+                if not self.exists(name):
+                    raise
+                return self._holds(name, source)
+            return True
+
+        return retry(create)
+
+    def _overwrite_remote(self, name: str, data: bytes) -> None:
+        def overwrite() -> None:
+            try:
+                _put(self.filesystem, self.path(name), data, mode="overwrite")
+            except FileNotFoundError:  # as above
+                if not (self.exists(name) and self._holds(name, data)):
+                    raise
+
+        retry(overwrite)
+
+    def _holds(self, name: str, source: bytes | Path) -> bool:
+        """Whether an object has this very content; large ones are compared block by block."""
+        if isinstance(source, bytes):
+            return self.read(name) == source
+        with self.open(name) as there, source.open("rb") as here:
+            if there.seek(0, os.SEEK_END) != source.stat().st_size:
+                return False
+            there.seek(0)
+            while block := here.read(_UPLOAD_PART_BYTES):
+                if there.read(len(block)) != block:
+                    return False
         return True
 
 
@@ -228,6 +265,17 @@ def explain_write_errors(url: str) -> Iterator[None]:
         if error.errno in _UNWRITABLE:
             raise WorkspaceError(f"{_writable(url)}, got: {error.strerror}") from error
         raise
+
+
+def _put(filesystem: Any, path: str, source: bytes | Path, mode: str) -> None:
+    """One put of bytes or of a local file. `mode` is fsspec's: `create` fails if the name exists."""
+    if isinstance(source, bytes):
+        filesystem.pipe_file(path, source, mode=mode)
+    elif is_s3(filesystem):
+        part = max(_UPLOAD_PART_BYTES, -(-source.stat().st_size // _MAX_UPLOAD_PARTS))
+        filesystem.put_file(str(source), path, mode=mode, chunksize=part, max_concurrency=_UPLOADS_AT_ONCE)
+    else:
+        filesystem.pipe_file(path, source.read_bytes(), mode=mode)
 
 
 def _writable(url: str) -> str:

@@ -7,6 +7,7 @@ or `model` as open_clip and others save it. A folder is an export folder: one we
 import hashlib
 import json
 import os
+import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -16,13 +17,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file
 from torch import Tensor
 
 from operators.errors import ModelError
+from pipeline.remote import open_location, read_whole
+from pipeline.resuming import resuming
 
 CONFIG_NAME = "open_clip_config.json"
 _PREFERRED = (
@@ -63,7 +65,7 @@ def find_weights(url: str) -> WeightFile:
         ModelError: there is none, or it cannot be reached.
     """
     with _reaching(url):
-        fs, path = fsspec.url_to_fs(url)
+        fs, path = open_location(url)
         if not fs.isdir(path):
             fs.info(path)
             return WeightFile(fs, path)
@@ -87,8 +89,8 @@ def fingerprint(file: WeightFile) -> str:
 
 def read_json(url: str) -> Any:
     """Raises ModelError where the file is missing or no JSON."""
-    with _reaching(url), fsspec.open(url, "rb") as stream:
-        content = stream.read()
+    with _reaching(url):
+        content = read_whole(url)
     try:
         return json.loads(content)
     except ValueError as error:
@@ -127,14 +129,18 @@ def local_copy(file: WeightFile) -> Path:
     if file.is_local:
         return Path(file.path)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "winnow" / "weights"
-    name = hashlib.blake2b(f"{file.path}\0{fingerprint(file)}".encode(), digest_size=16).hexdigest()
+    version = fingerprint(file)
+    name = hashlib.blake2b(f"{file.path}\0{version}".encode(), digest_size=16).hexdigest()
     target = cache / (name + Path(file.path).suffix)
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         partial = cache / f".{name}.{uuid.uuid4().hex}"
         try:
-            with _reaching(file.path):
-                file.fs.get_file(file.path, str(partial))
+            with _reaching(file.path), resuming(file.fs, file.path, file.path) as source, partial.open("wb") as copy:
+                shutil.copyfileobj(source, copy, _BLOCK_BYTES)
+            file.fs.invalidate_cache()
+            if fingerprint(file) != version:
+                raise ModelError(f"weights must stay as they are while they are read, got another version: {file.path}")
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

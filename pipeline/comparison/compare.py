@@ -58,7 +58,7 @@ def compare(config: Comparison, shards: Sequence[Shard], *, workers: int, progre
         UserError, LimitExceeded, TrainingDiverged: what was finished until then is found again by a later run.
     """
     config = config.resolved()
-    with config.store.locked():
+    with config.store.locked(progress.note):
         tasks = expand(_evaluation(config, {"trained": config.training.model.as_encoder(0)}))
         selections = select(Selecting(config, shards, evaluation_sources(tasks), workers, progress))
         trained = train_all(config, selections, workers=workers, progress=progress)

@@ -26,7 +26,7 @@ _Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Like(_Strict):
@@ -85,7 +85,7 @@ class Comparison(_Strict):
 
     pool: Pool
     workspace: str = Field(min_length=1)
-    storage: dict[str, Any] = Field(default_factory=dict)
+    storage: dict[str, Any] = Field(default_factory=dict, repr=False)
     seed: int = Field(default=0, ge=0)
     models: dict[_Name, ModelSettings] = Field(default_factory=dict)
     decontaminate: Decontamination | None = None

@@ -14,6 +14,8 @@ from pipeline.training.settings import Data, Training
 from pipeline.training.sharing import SharedBlocks
 from pipeline.training.trainer import TrainingResult, train
 
+_STOP_SECONDS = 10
+
 Key = tuple[str, int]
 """Name of a selection, seed."""
 
@@ -41,12 +43,18 @@ def train_all(
         shown = Named(progress, " ".join(map(str, key)))
         return train(training(recipe, *key), [Portion(jobs[key])], workers=workers, progress=shown, shared=shared)
 
-    with ThreadPoolExecutor(at_once, thread_name_prefix="training") as pool:
-        futures: dict[Key, Future[TrainingResult]] = {key: pool.submit(work, key) for key in jobs}
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="training")
+    futures: dict[Key, Future[TrainingResult]] = {key: pool.submit(work, key) for key in jobs}
+    try:
         wait(futures.values(), return_when=FIRST_EXCEPTION)
-        for future in futures.values():
-            future.cancel()
-        done = {key: future for key, future in futures.items() if not future.cancelled()}
+    except BaseException:  # an interrupt, which only this thread hears of
+        shared.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
+        # A thread that lets go of its actors only after Ray has been shut down would start another Ray.
+        wait(futures.values(), timeout=_STOP_SECONDS)
+        raise
+    pool.shutdown(cancel_futures=True)
+    done = {key: future for key, future in futures.items() if not future.cancelled()}
     return {key: future.result() for key, future in done.items()}
 
 

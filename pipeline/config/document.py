@@ -1,6 +1,7 @@
 """A config file before it is checked, and `--set` overrides on top of it."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,12 @@ def override(document: Document, assignment: str) -> Document:
     """
     dotted, equals, text = assignment.partition("=")
     keys = dotted.strip().split(".")
-    source = f"--set {assignment}"
+    shown = assignment
+    if "storage" in keys:  # it may be a credential
+        shown = f"{dotted.strip()}=..." if equals else "storage..."
+    source = f"--set {shown}"
     if not equals or not all(keys):
-        raise ConfigError(f"--set must be of the form key.key=value, got {assignment!r}")
+        raise ConfigError(f"--set must be of the form key.key=value, got {shown!r}")
     new = Document(*parse_yaml(text, source, lambda _: source))
 
     value = {} if document.value is None else copy.deepcopy(document.value)
@@ -110,13 +114,19 @@ def override(document: Document, assignment: str) -> Document:
     return Document(value, {**kept, **created, **replaced})
 
 
+def _shown(value: Any, path: Sequence[str]) -> str:
+    return "a word" if "storage" in path else repr(value)  # it may be a credential
+
+
 def _resolve(container: Any, key: str, above: list[str], source: str) -> Key:
     """The key or index that one part of a dotted key stands for."""
     if isinstance(container, dict):
         return key
     where = ".".join(above) or "the config"
     if not isinstance(container, list):
-        raise ConfigError(f"{where} must be a mapping or a list to hold {key!r}, got {container!r} ({source})")
+        raise ConfigError(
+            f"{where} must be a mapping or a list to hold {key!r}, got {_shown(container, above)} ({source})"
+        )
     if key.isdecimal() and int(key) < len(container):
         return int(key)
     names = [item_name(item) for item in container]

@@ -96,6 +96,8 @@ def _flatten(error: ValidationError, above: tuple[int | str, ...] = ()) -> Itera
 
 
 def _line(path: KeyPath, rule: str, document: Document) -> str:
+    if "storage" in path:
+        rule = rule.partition(", got ")[0]  # it may be a credential
     return f"{document.label(path) or 'the config'} {rule} ({document.origin(path)})"
 
 

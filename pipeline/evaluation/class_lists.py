@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import fsspec
-
 from operators.errors import InputError
 from operators.evaluation.zero_shot import PLACEHOLDER
+from pipeline.remote import read_whole
 
 
 def read_classes(classes: Sequence[str] | str, storage: Mapping[str, Any] | None = None) -> tuple[str, ...]:
@@ -43,8 +42,7 @@ def read_templates(templates: Sequence[str] | str, storage: Mapping[str, Any] | 
 def read_text(url: str, storage: Mapping[str, Any] | None = None) -> str:
     """A whole text file. Raises InputError where it cannot be read."""
     try:
-        with fsspec.open(url, "rb", **(storage or {})) as stream:
-            return bytes(stream.read()).decode()
+        return read_whole(url, storage).decode()
     except FileNotFoundError as error:
         raise InputError(f"{url} must exist, got no such file") from error
     except UnicodeDecodeError as error:

@@ -77,7 +77,7 @@ def evaluate(config: Evaluation, *, workers: int, progress: Progress) -> list[Re
         progress=progress,
     )
     results: list[Result] = []
-    with config.store.locked():
+    with config.store.locked(progress.note):
         for task in tasks:
             for result in _evaluate_task(run, task, config.bootstrap):
                 progress.note(_describe(result))

@@ -28,10 +28,10 @@ class Evaluation(BaseModel):
         resources: what the run may use. Changes no result.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     workspace: str = Field(min_length=1)
-    storage: dict[str, Any] = Field(default_factory=dict)
+    storage: dict[str, Any] = Field(default_factory=dict, repr=False)
     models: dict[Annotated[str, Field(pattern=f"^{NAME}$")], ModelSettings] = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)
     bootstrap: int = Field(default=1000, ge=0)

@@ -11,7 +11,6 @@ import posixpath
 import re
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import InputError
@@ -19,6 +18,7 @@ from operators.evaluation.datacomp import BY_FOLDER, WITHOUT_MAIN_METRIC
 from pipeline.evaluation.class_lists import read_classes, read_templates, read_text
 from pipeline.evaluation.task_settings import Classification, DatacompSuite
 from pipeline.pool import Pool, suggest
+from pipeline.remote import open_location
 
 _FOLDER = re.compile(r"wds_(.+)_test")
 
@@ -31,7 +31,7 @@ def expand_suite(suite: DatacompSuite) -> list[Classification]:
     Raises:
         InputError: there is none, one lacks a file, or a task of `only` is not there.
     """
-    fs, root = fsspec.core.url_to_fs(suite.path, **suite.storage)
+    fs, root = open_location(suite.path, suite.storage)
     if not fs.isdir(root):
         raise InputError(f"a folder of DataComp's evaluation sets must exist, got {suite.path}")
     paths = {posixpath.basename(path.rstrip("/")): path for path in sorted(fs.ls(root, detail=False))}

@@ -26,7 +26,7 @@ Words = tuple[Annotated[str, Field(min_length=1)], ...]
 class _Task(BaseModel):
     """What every task has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     task: str
 
@@ -143,7 +143,7 @@ class DatacompSuite(_Task):
     format: Literal["datacomp"]
     path: str = Field(min_length=1)
     only: Words = ()
-    storage: dict[str, Any] = Field(default_factory=dict)
+    storage: dict[str, Any] = Field(default_factory=dict, repr=False)
 
     def resolved(self) -> Self:
         """The same with every path absolute."""

@@ -13,10 +13,10 @@ class _Export(BaseModel):
         storage: options for fsspec.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     path: str = Field(min_length=1)
-    storage: dict[str, Any] = Field(default_factory=dict)
+    storage: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 class WebdatasetExport(_Export):

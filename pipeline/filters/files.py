@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from operators.errors import InputError
+from pipeline.remote import read_whole
 
 FORMAT = "winnow-filter-1"
 _KEY = "winnow_filter"
@@ -86,8 +86,7 @@ def parse_filter(data: bytes, place: str, kind: str) -> TrainedFilter:
 def read_filter(url: str, kind: str) -> TrainedFilter:
     """The filter at a path or URL. Raises InputError as `parse_filter` does, and where it cannot be read."""
     try:
-        with fsspec.open(url, "rb") as file:
-            data = file.read()
+        data = read_whole(url)
     except Exception as error:  # each store has its own family of errors
         raise InputError(f"{url} must be a readable file, got {type(error).__name__}: {error}") from error
     return parse_filter(data, url, kind)

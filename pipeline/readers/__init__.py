@@ -9,7 +9,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import InputError
@@ -17,6 +16,7 @@ from operators.rejects import Damage
 from pipeline.pool import EMBEDDING_FORMATS, Format, Pool, Shard, Source
 from pipeline.readers import idx, images, parquet, stored, webdataset
 from pipeline.readers.sample import RawSample, ShardDamagedError, ShardEnd
+from pipeline.remote import open_location
 
 __all__ = ["RawSample", "ShardEnd", "check_shard", "read_image", "read_shard"]
 
@@ -90,7 +90,7 @@ def read_shard(
         damage, message = Damage.TRUNCATED if num_rows else Damage.UNREADABLE, f"bad compressed data: {error}"
     except PermissionError as error:
         # A store may deny access for a while, and to everything; a local file denies it alone and for good.
-        if not isinstance(fsspec.core.url_to_fs(shard.url)[0], LocalFileSystem):
+        if not isinstance(open_location(shard.url, pool.sources[shard.source].storage)[0], LocalFileSystem):
             raise
         damage, message = Damage.UNREADABLE, str(error)
     yield ShardEnd(num_rows, damage, message)

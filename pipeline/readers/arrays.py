@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
@@ -21,7 +20,8 @@ from operators.errors import InputError
 from operators.rejects import Damage
 from pipeline.pool import Source
 from pipeline.readers.sample import ShardDamagedError
-from pipeline.readers.stream import open_file, retry
+from pipeline.remote import open_location, retry
+from pipeline.resuming import open_file
 
 MAX_ROW_BYTES = 1 << 20
 """So that a header cannot ask for more memory than a block of sound rows takes."""
@@ -118,7 +118,7 @@ def read_rows(url: str, source: Source, rows_n: NDArray[np.int64]) -> NDArray[An
         ShardDamagedError: the file ends before one of them.
     """
     layout = read_layout(url, source)
-    fs, path = fsspec.core.url_to_fs(url, **source.storage)
+    fs, path = open_location(url, source.storage)
     if isinstance(fs, LocalFileSystem):
         whole = fs.size(path) >= layout.offset + layout.rows * layout.row_bytes
         if whole and layout.rows:

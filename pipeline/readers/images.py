@@ -7,13 +7,12 @@ and `a.png`), they keep theirs. The label is the name of the folder a file lies 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import fsspec
-
 from operators.rejects import Reason
 from pipeline.listing import printable
 from pipeline.pool import Pool, Shard
 from pipeline.readers.sample import RawSample, judge_image
 from pipeline.readers.stream import read_files
+from pipeline.remote import open_location
 
 FILES_AT_ONCE = 16
 """Files fetched side by side: hides a store's latency, and bounds the memory."""
@@ -51,7 +50,7 @@ def make_keys(paths: Sequence[str]) -> list[str]:
 
 
 def _read(pool: Pool, shard: Shard, rows: Sequence[int]) -> list[bytes | None]:
-    fs, folder = fsspec.core.url_to_fs(shard.url, **pool.sources[shard.source].storage)
+    fs, folder = open_location(shard.url, pool.sources[shard.source].storage)
     return read_files(fs, [f"{folder}/{shard.files[row][0]}" for row in rows], pool.max_member_bytes)
 
 

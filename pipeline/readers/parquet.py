@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,7 +24,9 @@ from pipeline.listing import locate_root
 from pipeline.pool import Pool, Shard, Source
 from pipeline.readers.columns import Columns, resolve_columns
 from pipeline.readers.sample import RawSample, ShardDamagedError, first_fault, judge_image, supplied_uid
-from pipeline.readers.stream import ResumingFile, open_file, read_files
+from pipeline.readers.stream import read_files
+from pipeline.remote import open_location
+from pipeline.resuming import ResumingFile, open_file
 
 PAGE_BUFFER_BYTES = 4 << 20
 BATCH_ROWS = 64
@@ -270,7 +271,7 @@ class _ImageFinder:
         source = pool.sources[shard.source]
         self._max_bytes = pool.max_member_bytes
         self._fs, self._root = locate_root(source)
-        self._folder = posixpath.dirname(fsspec.core.url_to_fs(shard.url, **source.storage)[1])
+        self._folder = posixpath.dirname(open_location(shard.url, source.storage)[1])
 
     def find(self, cells: Sequence[Any]) -> list[_Image]:
         """One entry a cell, in order; no bytes where there is a fault."""

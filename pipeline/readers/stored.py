@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.errors import InputError, UserError
+from operators.errors import InputChanged, InputError, UserError
 from operators.rejects import Damage, Reason
 from operators.uids import parse_uid
 from pipeline.array_files import is_sorted_cluster
@@ -99,6 +99,8 @@ def read_stored(pool: Pool, shard: Shard, rows: frozenset[int] | None, arrays: C
             yield from _with_vectors(_read_paths(source, shard, rows), source, shard, urls)
         else:
             yield from _with_vectors(read_parquet(pool, shard, rows, members=False), source, shard, urls)
+    except InputChanged:
+        raise
     except UserError as error:
         raise ShardDamagedError(Damage.UNREADABLE, str(error)) from error
 

@@ -14,7 +14,6 @@ import re
 from functools import partial
 from typing import Any, Literal, NamedTuple, Self
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 from pydantic import model_validator
@@ -23,6 +22,7 @@ from operators.errors import InputError
 from operators.uids import UID_BYTES, UID_PAIR, join_uids, parse_uid
 from pipeline.artifact import Artifact
 from pipeline.paths import resolve
+from pipeline.remote import read_whole
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step
 from pipeline.storage import Store, digest
@@ -172,7 +172,6 @@ def _refuse(path: str, rule: str, bad: set[str]) -> None:
 
 def _read(path: str) -> bytes:
     try:
-        with fsspec.open(path, "rb") as file:
-            return bytes(file.read())
+        return read_whole(path)
     except Exception as error:  # each store has its own family of errors
         raise InputError(f"{path} must be a readable list, got {type(error).__name__}: {error}") from error

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from operators.errors import InputError
 from operators.selection import Cutoffs, Keys, cutoff_value, is_kept
 from operators.thresholds import Subset, kept_share_interval, reaches
+from pipeline.remote import read_whole
 from pipeline.run import Plan, Unit, read_unit
 from pipeline.selection import plan_cutoffs
 from pipeline.spread import spread
@@ -84,8 +84,7 @@ class ThresholdFile(BaseModel):
     def read(self) -> Threshold:
         """The stored threshold. Raises InputError where the file is none."""
         try:
-            with fsspec.open(self.file, "rb") as file:
-                return Threshold.model_validate_json(file.read())
+            return Threshold.model_validate_json(read_whole(self.file))
         except ValidationError as error:
             raise InputError(f"{self.file} must be a threshold.json of Winnow's, got {_first(error)}") from error
         except Exception as error:  # each store has its own family of errors

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
-
 from operators.errors import InputError
+from pipeline.remote import read_whole
 from pipeline.training.settings import PLACE, Captions
 
 
@@ -67,8 +66,7 @@ def _read(value: tuple[str, ...] | str, key: str) -> tuple[str, ...]:
     if not isinstance(value, str):
         return value
     try:
-        with fsspec.open(value, "rb") as file:
-            text = file.read().decode("utf-8-sig")
+        text = read_whole(value).decode("utf-8-sig")
         lines = json.loads(text) if value.endswith(".json") else [line.strip() for line in text.splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{key} must be a list, or a readable file of one, got {value} ({error})") from error

@@ -23,6 +23,7 @@ from operators.training.parameters import clamp_scale, decay_groups
 from operators.training.schedules import learning_rate
 from operators.uids import join_uids
 from pipeline.failures import winnow_error
+from pipeline.lease import Claim
 from pipeline.storage import Store
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import find_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
@@ -54,6 +55,7 @@ class Job:
         threads: of each worker.
         steps_per_deal: as the feeder deals.
         feeder, monitor: actors.
+        claim: the driver's on the workspace, checked before anything there is replaced.
     """
 
     config: Training
@@ -63,6 +65,7 @@ class Job:
     steps_per_deal: int
     feeder: Any
     monitor: Any
+    claim: Claim | None = None
 
     @property
     def folder(self) -> str:
@@ -269,10 +272,16 @@ class _Worker:
         state = get_state(self.parallel, self.optimizer)
         if log is None:
             return
+        self._check_claim()
         log.flush()
         folder = f"{self.job.folder}/checkpoints"
         save_checkpoint(self.store, folder, state, self._facts())
         prune_checkpoints(self.store, folder, self.config.keep_checkpoints)
+
+    def _check_claim(self) -> None:
+        """A worker outlives a driver that is stopped, not ended: another run may be at work here by now."""
+        if self.job.claim is not None:
+            self.job.claim.check()
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -310,4 +319,5 @@ class _Worker:
             before = build_towers(self.config.model, self.job.encoder, self.config.loss).state_dict()
             state = average_states(before, state, share)
         origin = {"identity": self.job.identity, **self._facts()}
+        self._check_claim()
         write_model(self.store, MODEL, state, self.export, origin)

@@ -17,7 +17,7 @@ PLACE = "{c}"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Captions(_Strict):
@@ -56,7 +56,7 @@ class Data(_Strict):
 
     pool: Pool | None = None
     workspace: str | None = Field(default=None, min_length=1)
-    storage: dict[str, Any] = Field(default_factory=dict)
+    storage: dict[str, Any] = Field(default_factory=dict, repr=False)
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     captions: Captions | None = None
 
@@ -250,7 +250,7 @@ class Training(Recipe):
     """
 
     workspace: str = Field(min_length=1)
-    storage: dict[str, Any] = Field(default_factory=dict)
+    storage: dict[str, Any] = Field(default_factory=dict, repr=False)
     seed: int = Field(default=0, ge=0)
     data: tuple[Data, ...] = Field(min_length=1)
     output: str | None = Field(default=None, min_length=1)

@@ -23,6 +23,16 @@ class SharedBlocks:
         self._blocks: dict[Any, list[Any]] = {}
         self._users: Counter[Any] = Counter()
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Tells the trainings of other threads to end: an interrupt reaches the main thread only."""
+        self._stopped.set()
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt once the trainings are to end."""
+        if self._stopped.is_set():
+            raise KeyboardInterrupt
 
     @contextmanager
     def lent(self, feed: Feed) -> Iterator[Feed]:

@@ -18,6 +18,7 @@ from operators.encoders.settings import OpenClipSettings
 from operators.errors import InputError, ModelError
 from pipeline.engine import Resources, engine
 from pipeline.failures import causes
+from pipeline.lease import claim_on
 from pipeline.models import check_model, decide_precision
 from pipeline.progress import Progress, open_progress
 from pipeline.storage import to_json
@@ -123,7 +124,7 @@ def train(
     encoder = decide_precision(config.model.as_encoder(config.seed))
     assert isinstance(encoder, OpenClipSettings)
     identity = training_identity(config, encoder, portions)
-    with config.store.locked():
+    with config.store.locked(progress.note):
         examples = find_examples(portions, workers=workers)
         if examples.missing:
             progress.note(f"train: {examples.missing:,} kept samples have no caption and are left out")
@@ -171,12 +172,13 @@ def _fit(
         stack.callback(ray.kill, feeder)
         monitor = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
         stack.callback(ray.kill, monitor)
-        job = Job(config, encoder, identity, threads, feed.steps_per_deal, feeder, monitor)
+        claim = claim_on(config.store.url)
+        job = Job(config, encoder, identity, threads, feed.steps_per_deal, feeder, monitor, claim)
         work = partial(_run_alone, job, scaling) if alone else partial(_run_group, job, scaling, folder)
         # In the main thread Ray Train would take over what an interrupt does, and keep it.
         thread = threading.Thread(target=_run, args=(work, errors), name="training", daemon=True)
         thread.start()
-        _show(config, monitor, thread, progress)
+        _show(config, monitor, thread, progress, shared)
         failure = ray.get(monitor.failure.remote())
     if failure is not None:
         raise failure
@@ -220,11 +222,15 @@ def _run_alone(job: Job, scaling: ScalingConfig) -> None:
     ray.get(task.remote(job))
 
 
-def _show(config: Training, monitor: Any, thread: threading.Thread, progress: Progress) -> None:
+def _show(
+    config: Training, monitor: Any, thread: threading.Thread, progress: Progress, shared: SharedBlocks | None
+) -> None:
     whole = config.num_steps * config.batch_size
     with progress.step("train", whole, "samples") as step:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
+            if shared:
+                shared.check()
             first, record = ray.get(monitor.latest.remote())
             if not record:
                 continue

@@ -3,10 +3,13 @@
 import io
 import json
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import s3fs
 from moto.server import ThreadedMotoServer
 
@@ -16,6 +19,7 @@ from pipeline.curation import Curation
 from pipeline.ledger import ledger_sha256
 from pipeline.progress import Progress
 from pipeline.storage import Store
+from tests.faults.s3_proxy import FaultProxy, Faults
 from tests.small_pools import jpeg, sound, tar_bytes
 
 pytestmark = [
@@ -123,6 +127,21 @@ def test_a_second_run_reuses_everything_and_changes_no_object(remote, bucket):
     assert {path: info["LastModified"] for path, info in bucket.find("bucket", detail=True).items()} == before
 
 
+def test_on_a_store_that_misbehaves_the_ledger_is_the_same(remote, bucket, storage):
+    settings, expected = remote
+    faults = Faults(slow_down=0.03, internal=0.03, denied=0.03, reset=0.03, trickle=0.005, lost_reply=0.05)
+    with FaultProxy(storage["endpoint_url"], replace(faults, stale_list=0.05)) as proxy:
+        # Without botocore's own pauses, which begin at a second.
+        options = storage | {"endpoint_url": proxy.url, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
+        disturbed = config("s3://bucket/pool", "s3://bucket/disturbed", "s3://bucket/disturbed-out", options)
+        summary = run(disturbed)
+        assert set(proxy.injected) >= {"slow_down", "internal", "denied", "reset", "lost_reply"}, proxy.injected
+    assert ledger_sha256(Store("s3://bucket/disturbed", storage)) == ledger_sha256(settings.store)
+    assert (summary.kept, summary.rejected, summary.uids) == (expected.kept, expected.rejected, expected.uids)
+    for name in ("subset.npy", *sorted(path.partition("/out/")[2] for path in bucket.find("bucket/out/tars"))):
+        assert bucket.cat_file(f"bucket/disturbed-out/{name}") == bucket.cat_file(f"bucket/out/{name}"), name
+
+
 def test_no_attempt_leaves_anything_behind(remote, bucket):
     assert not [path for path in bucket.find("bucket") if any(word in path for word in LEFTOVERS)]
 
@@ -132,6 +151,18 @@ def test_credentials_are_in_no_object(remote, bucket, storage):
         text = data + (repr(pq.read_table(io.BytesIO(data)).to_pylist()).encode() if path.endswith(".parquet") else b"")
         for secret in (storage["key"], storage["secret"]):
             assert secret.encode() not in text, path
+
+
+def test_credentials_are_in_no_log_of_ray(remote, storage):
+    logs = [path for path in Path(session_logs()).rglob("*") if path.is_file()]
+    assert logs
+    for path in logs:
+        for secret in (storage["key"], storage["secret"]):
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def session_logs() -> str:
+    return ray._private.worker._global_node.get_logs_dir_path()
 
 
 def test_the_record_keeps_the_endpoint(remote, bucket, storage):

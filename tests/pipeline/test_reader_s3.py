@@ -11,9 +11,11 @@ from moto.server import ThreadedMotoServer
 
 from operators.errors import InputError
 from operators.rejects import Damage, Reason
+from pipeline import remote, resuming
 from pipeline.listing import check_source, list_shards
 from pipeline.pool import Pool
-from pipeline.readers import ShardEnd, read_image, read_shard, stream
+from pipeline.readers import ShardEnd, read_image, read_shard
+from pipeline.s3_file import SteadyFile
 
 JPG = b"\xff\xd8\xffjpeg"
 
@@ -130,11 +132,11 @@ def test_missing_things(storage, bucket):
 
 
 def test_broken_connections_cost_nothing_and_an_outage_is_no_damage(storage, bucket, monkeypatch):
-    monkeypatch.setattr(stream, "FIRST_PAUSE_SECONDS", 0)
-    monkeypatch.setattr(stream, "REMOTE_BLOCK_BYTES", 2048)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(resuming, "REMOTE_BLOCK_BYTES", 2048)
     pool, (shard, _) = open_pool(storage, "webdataset", "web")
     expected = list(read_shard(pool, shard))
-    fetch, calls = s3fs.core.S3File._fetch_range, []
+    fetch, calls = SteadyFile._fetch_range, []
 
     def break_every_third(self, start, end):
         calls.append(start)
@@ -142,14 +144,14 @@ def test_broken_connections_cost_nothing_and_an_outage_is_no_damage(storage, buc
             raise ConnectionResetError
         return fetch(self, start, end)
 
-    monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", break_every_third)
+    monkeypatch.setattr(SteadyFile, "_fetch_range", break_every_third)
     assert list(read_shard(pool, shard)) == expected
     assert len(calls) > 3
 
     def break_always(self, start, end):
         raise ConnectionResetError
 
-    monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", break_always)
+    monkeypatch.setattr(SteadyFile, "_fetch_range", break_always)
     with pytest.raises(ConnectionResetError):
         list(read_shard(pool, shard))
     pool, (shard,) = (

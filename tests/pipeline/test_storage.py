@@ -2,7 +2,6 @@ import errno
 import multiprocessing
 import os
 import pickle
-import signal
 from pathlib import Path
 
 import pytest
@@ -96,40 +95,6 @@ def publish_without_links(store: Store, number: int) -> bool:
     with store.scratch("") as scratch:
         scratch.write_bytes(b"%d" % number)
         return storage._rename_exclusively(scratch, Path(store.path("name")))
-
-
-def test_a_local_workspace_is_locked_for_one_run(store, memory, monkeypatch):
-    with store.locked():
-        lock = Path(store.path(".lock"))
-        before = lock.stat()
-        with pytest.raises(WorkspaceError) as caught, store.locked():
-            pass
-        assert str(caught.value) == f"{store.url} must be used by one run at a time, got a second one"
-    with store.locked():
-        assert lock.stat() == before
-    with memory.locked(), memory.locked():
-        pass
-
-    def no_locks(*args):
-        raise OSError(errno.ENOSYS, "no locks here")
-
-    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
-    with store.locked(), store.locked():
-        pass
-
-
-def test_the_lock_dies_with_its_process(store):
-    process = multiprocessing.get_context("spawn").Process(target=die_with_the_lock, args=(store,))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    with store.locked():
-        pass
-
-
-def die_with_the_lock(store: Store) -> None:
-    with store.locked():
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])

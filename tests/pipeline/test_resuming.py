@@ -2,13 +2,14 @@ import io
 
 import pytest
 
-from pipeline.readers import stream
-from pipeline.readers.stream import ResumingFile, retry
+from pipeline import remote
+from pipeline.remote import retry
+from pipeline.resuming import ResumingFile
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(stream, "FIRST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0)
 
 
 class Flaky(io.BytesIO):

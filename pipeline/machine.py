@@ -1,0 +1,50 @@
+"""Which process of which machine, so that another one can tell whether it still runs."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process.
+
+    Attributes:
+        host: the machine's name, for people: two containers may share one.
+        pid: its number there.
+        boot: one start of one machine; empty where that cannot be known.
+        space: the set of processes that `pid` counts in: two containers of a machine have two.
+        start: what tells it from a later process of the same number.
+    """
+
+    host: str
+    pid: int
+    boot: str
+    space: str
+    start: str
+
+    def is_gone(self) -> bool:
+        """Whether it is known to have ended: on another machine, or in another container, that is never known."""
+        here = this_process()
+        near = bool(self.boot) and (self.boot, self.space) == (here.boot, here.space)
+        return near and _start_of(self.pid) != self.start
+
+
+def this_process() -> Process:
+    """The process that asks."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        boot = space = ""
+    return Process(socket.gethostname(), os.getpid(), boot, space, _start_of(os.getpid()))
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, in ticks since the machine did; empty where there is none any more."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in ("Z", "X") else fields[18]
