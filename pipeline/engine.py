@@ -21,8 +21,13 @@ _STDERR = 2
 
 _REACH_SECONDS = 10
 
-_IDLE, _IDLE_MILLISECONDS = "RAY_idle_worker_killing_time_threshold_ms", 30_000
-"""Ray ends an idle worker after a second when all CPUs are taken, so each deal of a training would start a process."""
+_OPTIONS = {
+    # Ray ends an idle worker after a second when all CPUs are taken: each deal of a training would start a process.
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
+    # Above four times this number Ray warns of its own processes, and the actors of a few trainings are as many.
+    "RAY_worker_maximum_startup_concurrency": "16",
+}
+"""Of a Ray that is started here, unless the environment has others."""
 
 
 class Resources(BaseModel):
@@ -120,9 +125,10 @@ def _inherited() -> Iterator[None]:
     does not stand in for the standard library's.
     """
     paths = [*filter(None, sys.path), str(Path.cwd())]
-    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), _IDLE: os.environ.get(_IDLE, str(_IDLE_MILLISECONDS))}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", *_OPTIONS)}
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    for name, value in _OPTIONS.items():
+        os.environ.setdefault(name, value)
     try:
         yield
     finally:

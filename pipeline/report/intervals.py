@@ -10,7 +10,7 @@ from pipeline.report.page import Tone, number
 
 Interval = tuple[float, float] | None
 
-_NAMES = 128
+_NAMES = 140
 """Pixels for the names of the lines."""
 _ROW, _TOP, _DIAMOND = 34, 8, 6.0
 _LONGEST_NAME = 19
