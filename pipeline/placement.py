@@ -43,3 +43,8 @@ def _room(node: Mapping[str, float], threads: int, *, on_gpus: bool) -> int:
 
 def _live_nodes() -> list[Mapping[str, Any]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def most_memory() -> int:
+    """Bytes that Ray counts as the memory of the largest node for tasks and actors; 0 where it counts none."""
+    return max(int(node.get("memory", 0)) for node in _live_nodes())

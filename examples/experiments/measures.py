@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from operators.evaluation.ranking import precision_at, roc_auc
 from pipeline.artifact import read_columns
 from pipeline.columns import booleans
+from pipeline.comparison.page import accuracy_line
 from pipeline.comparison.results import ComparisonResult, TaskVerdict, difference_text, interval_text
 from pipeline.comparison.settings import Comparison, Like
 from pipeline.console import print_table
@@ -112,12 +113,7 @@ def show(result: ComparisonResult, found: Mapping[str, Quality], task: TaskVerdi
 
 def draw_accuracies(task: TaskVerdict, baseline: str) -> Markup:
     """Zero-shot accuracy by selection: dots are seeds, lines 95 % intervals of their means."""
-    lines = []
-    for found in task.accuracies:
-        difference = task.difference(found.selection, baseline)
-        clear = difference is not None and difference.clear
-        tone: Any = ("kept" if difference.value > 0 else "dropped") if difference and clear else "plain"
-        lines.append(Line(found.selection, found.mean, found.interval, dots=found.values, tone=tone))
+    lines = [accuracy_line(task, found, baseline) for found in task.accuracies]
     return draw_intervals(f"{task.metric} on {task.task}", lines, "zero-shot accuracy")
 
 

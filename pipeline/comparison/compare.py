@@ -8,7 +8,7 @@ from pipeline.comparison.results import ComparisonResult, SelectionFacts, Traine
 from pipeline.comparison.selections import Selected, Selecting, evaluation_sources, select
 from pipeline.comparison.settings import Comparison
 from pipeline.comparison.trainings import Key, models, train_all, training
-from pipeline.comparison.verdict import judge, warnings
+from pipeline.comparison.verdict import judge, over_tasks, warnings
 from pipeline.curate import check as check_curation
 from pipeline.engine import engine
 from pipeline.evaluation.evaluate import check as check_evaluation
@@ -75,6 +75,7 @@ def compare(config: Comparison, shards: Sequence[Shard], *, workers: int, progre
             tasks=tuple(verdicts),
             trained=tuple(_trained(key, result) for key, result in trained.items()),
             warnings=tuple(warnings(selections, verdicts, trained.values())),
+            mean=over_tasks(verdicts, f"mean over {len(verdicts)} tasks") if len(verdicts) > 1 else None,
             reused=all(part.reused for part in trained.values())
             and all(result.reused for some in results.values() for result in some),
         )

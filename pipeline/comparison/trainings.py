@@ -1,5 +1,6 @@
 """A model for each selection and seed: trained side by side as far as the machine allows, all on the same recipe."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
@@ -32,22 +33,27 @@ def train_all(
     Raises:
         UserError, LimitExceeded, TrainingDiverged: of the first training that fails; those that have not begun are not
             begun, and those that run are finished first. A later run goes on from there.
+        KeyboardInterrupt: nothing is finished first. A later run goes on from the last checkpoints.
     """
     jobs = {(selected.name, seed): run for selected in selections for seed, run in selected.runs.items()}
     at_once, recipe = side_by_side(config, len(jobs))
     shared = SharedBlocks(workers)
+    interrupted = threading.Event()
 
     def work(key: Key) -> TrainingResult:
-        shown = Named(progress, " ".join(map(str, key)))
+        shown = Named(progress, " ".join(map(str, key)), interrupted)
         return train(training(recipe, *key), [Portion(jobs[key])], workers=workers, progress=shown, shared=shared)
 
-    with ThreadPoolExecutor(at_once, thread_name_prefix="training") as pool:
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="training")
+    try:
         futures: dict[Key, Future[TrainingResult]] = {key: pool.submit(work, key) for key in jobs}
         wait(futures.values(), return_when=FIRST_EXCEPTION)
-        for future in futures.values():
-            future.cancel()
-        done = {key: future for key, future in futures.items() if not future.cancelled()}
-    return {key: future.result() for key, future in done.items()}
+    except BaseException:
+        interrupted.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return {key: future.result() for key, future in futures.items() if not future.cancelled()}
 
 
 def training(config: Comparison, name: str, seed: int) -> Training:
@@ -86,17 +92,39 @@ def models(config: Comparison, results: Mapping[Key, TrainingResult]) -> dict[Ke
 
 
 class Named(Progress):
-    """A part of a display: every step says whose it is."""
+    """A part of a display: every step says whose it is, and ends when the job is interrupted.
 
-    def __init__(self, display: Progress, name: str) -> None:
+    The job's interrupt comes to its main thread alone; a thread beside it notices when it next shows anything.
+    """
+
+    def __init__(self, display: Progress, name: str, interrupted: threading.Event) -> None:
         super().__init__(display.clock)
         self._display = display
         self._name = name
+        self._interrupted = interrupted
 
     def step(self, name: str, total: int | None = None, unit: str = "rows") -> StepProgress:
         """Begins a step of the whole display."""
-        return self._display.step(f"{self._name}: {name}", total, unit)
+        return super().step(f"{self._name}: {name}", total, unit)
 
     def note(self, text: str) -> None:
         """Shows one line."""
         self._display.note(f"{self._name}: {text}")
+
+    def started(self, step: StepProgress) -> None:
+        """Shows that a step began. Raises KeyboardInterrupt where the job is interrupted."""
+        self._stop()
+        self._display.started(step)
+
+    def advanced(self, step: StepProgress) -> None:
+        """Shows how far it is. Raises KeyboardInterrupt where the job is interrupted."""
+        self._stop()
+        self._display.advanced(step)
+
+    def ended(self, step: StepProgress, failed: bool) -> None:
+        """Shows that it ended."""
+        self._display.ended(step, failed)
+
+    def _stop(self) -> None:
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt

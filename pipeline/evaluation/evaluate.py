@@ -9,13 +9,13 @@ from operators.evaluation.intervals import bootstrap
 from operators.evaluation.outcomes import Outcomes, all_metrics
 from pipeline.artifact import parquet_bytes
 from pipeline.engine import engine
-from pipeline.evaluation.class_lists import read_classes, read_templates
 from pipeline.evaluation.jobs import Inputs, Job, Solved
 from pipeline.evaluation.prepare import Prepared, prepare
-from pipeline.evaluation.results import Result, draws, write_results
+from pipeline.evaluation.results import Result, check_workspace, draws, write_results
 from pipeline.evaluation.settings import Evaluation
 from pipeline.evaluation.suite import expand_suite
 from pipeline.evaluation.task_settings import Classification, DatacompSuite, LinearProbe, NamedTask
+from pipeline.labels.lists import read_classes, read_templates
 from pipeline.models import check_model, decide_precision
 from pipeline.pool import Pool
 from pipeline.progress import Progress, open_progress
@@ -24,7 +24,7 @@ from pipeline.run import Run
 from pipeline.spread import spread
 from pipeline.storage import Store, digest
 
-OUTCOMES_VERSION = 1
+OUTCOMES_VERSION = 2
 
 
 def run_evaluation(config: Evaluation, address: str | None = None) -> list[Result]:
@@ -49,10 +49,11 @@ def check(config: Evaluation) -> None:
         for key, pool in task.pools.items():
             _check_set(f"tasks.{task.name}.{key}", pool)
         if isinstance(task, Classification | LinearProbe) and task.classes is not None:
-            read_classes(task.classes)
+            read_classes(task.classes, task.storage)
         if isinstance(task, Classification):
-            read_templates(task.templates)
+            read_templates(task.templates, task.storage)
     config.store.check_writable()
+    check_workspace(config.store)
 
 
 def evaluate(config: Evaluation, *, workers: int, progress: Progress) -> list[Result]:
@@ -194,6 +195,7 @@ def _result(store: Store, task: NamedTask, prepared: Prepared, model: str, at: s
         rejected=prepared.set.rejected,
         damaged=prepared.set.damaged,
         outcomes=f"{at}.parquet",
+        train=None if prepared.train is None else prepared.train.facts,
         reused=reused,
         **record,
     )

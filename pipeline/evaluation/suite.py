@@ -16,8 +16,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import InputError
 from operators.evaluation.datacomp import BY_FOLDER, WITHOUT_MAIN_METRIC
-from pipeline.evaluation.class_lists import read_classes, read_templates, read_text
 from pipeline.evaluation.task_settings import Classification, DatacompSuite
+from pipeline.labels.lists import read_classes, read_templates, read_text
 from pipeline.pool import Pool, suggest
 
 _FOLDER = re.compile(r"wds_(.+)_test")
@@ -58,6 +58,8 @@ def task_name(folder: str) -> str:
 def _task(suite: DatacompSuite, fs: Any, path: str) -> Classification:
     folder = path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
     name = posixpath.basename(path.rstrip("/"))
+    if name in BY_FOLDER and (kind := BY_FOLDER[name].kind) != "classification":
+        raise InputError(f"{folder} must be a set of classification, got one of {kind}: list the others under only")
     _check_shards(suite, fs, path, folder)
     source = {"format": "webdataset", "path": f"{folder}/test/*.tar", "storage": suite.storage}
     return Classification(

@@ -76,11 +76,14 @@ def parse_filter(data: bytes, place: str, kind: str) -> TrainedFilter:
         length = int.from_bytes(data[:_LENGTH_BYTES], "little")
         header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
         facts = json.loads(header["__metadata__"][_KEY])
-    except (SafetensorError, KeyError, ValueError) as error:
+        version, found, settings, training = (facts[name] for name in ("format", "kind", "settings", "training"))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{rule}, got {type(error).__name__}: {error}") from error
-    if facts["format"] != FORMAT or facts["kind"] != kind:
-        raise InputError(f"{rule} and of format {FORMAT}, got {facts['kind']} of {facts['format']}")
-    return TrainedFilter(place, data, tensors, kind, facts["settings"], facts["training"])
+    if (version, found) != (FORMAT, kind):
+        raise InputError(f"{rule} and of format {FORMAT}, got {found} of {version}")
+    if not isinstance(settings, dict) or not isinstance(training, dict):
+        raise InputError(f"{rule}, whose settings and training are mappings, got {settings!r} and {training!r}")
+    return TrainedFilter(place, data, tensors, kind, settings, training)
 
 
 def read_filter(url: str, kind: str) -> TrainedFilter:

@@ -33,7 +33,7 @@ from pipeline.run import Modality, Plan, Read, Run, Verdicts
 from pipeline.selection import plan_cutoffs, rows_to_keep
 from pipeline.steps.base import Step, refuse_ignored
 from pipeline.steps.clusters import cluster
-from pipeline.steps.diversity import DiversitySettings, measure
+from pipeline.steps.diversity import DIVERSITY_VERSION, DiversitySettings, measure
 from pipeline.steps.groups import best_of_each, group_ids, group_names, read_cutoffs
 from pipeline.steps.thresholds import Best, ThresholdFile, estimate
 from pipeline.steps.values import SAMPLE_COLUMNS, Ranking, Values, draws, numbers, read_values
@@ -134,6 +134,8 @@ class Filter(Step):
         identity = super().identity(run) | threshold | drawn
         if self.diversity is None:  # as if there were no such setting
             del identity["diversity"]
+        else:
+            identity["diversity"] = {**identity["diversity"], "version": DIVERSITY_VERSION}
         return identity
 
     def run(self, run: Run) -> Artifact:

@@ -45,6 +45,8 @@ class Learned(Step):
     random: ClassVar[bool] = True
     applied: ClassVar[frozenset[str]] = frozenset({"step", "name", "trained"})
     """Settings that count for a filter that is trained already."""
+    told: ClassVar[frozenset[str]] = frozenset()
+    """What the file of such a filter says of how to use it."""
 
     trusted: Sources | None = None
     trained: str | None = Field(default=None, min_length=1)
@@ -87,7 +89,10 @@ class Learned(Step):
             check_reference(self.trusted)
 
     def check_trained(self, trained: TrainedFilter) -> None:
-        """Whether a filter fits the settings, as far as they tell. Raises InputError."""
+        """Whether a filter is whole and fits the settings, as far as they tell. Raises InputError."""
+        if missing := sorted(self.told - trained.settings.keys()):
+            rule = f"{trained.place} must be a trained filter of kind {self.step}, whose settings tell {missing[0]}"
+            raise InputError(f"{rule}, got {', '.join(sorted(trained.settings)) or 'none'}")
 
     def run(self, run: Run) -> Artifact:
         """Finds or makes the scores."""

@@ -4,7 +4,6 @@ The driver learns how many there are in each shard and nothing of single rows; t
 decoded, by the same rule.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -163,7 +162,7 @@ def read_usable(piece: Piece) -> Usable:
     table = read_columns(piece.store, piece.samples, ["uid", "row", text]).filter(kept_N)
     captions: list[Any] = table[text].to_pylist()
     if piece.labels is not None:
-        captions = [piece.labels.number(json.loads(value)) if value else None for value in captions]
+        captions = piece.labels.numbers(piece.pool, piece.shard, table["row"].to_pylist(), captions)
         present_N = np.asarray([number is not None for number in captions], dtype=bool)
     else:
         present_N = booleans(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(table[text])), 0))
@@ -220,6 +219,8 @@ def _pieces(index: int, portion: Portion) -> list[Piece]:
 
 def _open(config: Training, data: Data, workers: int, progress: Progress) -> Portion:
     labels = read_labels(data.captions) if data.captions else None
+    if labels is not None and data.pool is not None:  # their captions are made
+        data = data.model_copy(update={"pool": data.pool.without_text})
     if data.workspace is not None:
         store = Store(data.workspace, data.storage)
         run, _ = open_run(store, workers=workers, progress=progress)

@@ -10,9 +10,9 @@ from pipeline.artifact import parquet_bytes
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.evaluation import jobs
 from pipeline.evaluation.jobs import ClassificationJob, Inputs, ProbeJob, RetrievalJob, read_outcomes
-from pipeline.evaluation.labels import Place, class_numbers, distinct_labels, group_numbers, numbers_among
 from pipeline.evaluation.prepare import _captions, _images
 from pipeline.evaluation.results import Result, aggregates
+from pipeline.labels.numbers import Place, class_numbers, distinct_labels, group_numbers, numbers_among
 from pipeline.storage import Store
 from tests.embedded_pools import uid_of
 
@@ -32,6 +32,19 @@ def test_any_other_label_is_refused(text):
     rule = r"label of sample k of a\.tar must be 0 to 2, or one of the 3 classes \('cat', '7', 'dog'\), got "
     with pytest.raises(InputError, match=rule):
         class_numbers(CLASSES, [text], PLACES)
+
+
+def test_a_name_that_two_classes_have_is_no_label():
+    from operators import torchvision_ops  # noqa: F401
+
+    # isort: split
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    texts = ["657", "744", '"836"', '"tench"']
+    assert class_numbers(IMAGENET_CLASSNAMES, texts, PLACES * 4) == [657, 744, 836, 0]
+    rule = r"label of sample k of a\.tar must be a number, as the list of classes has 'missile' twice"
+    with pytest.raises(InputError, match=rule):
+        class_numbers(IMAGENET_CLASSNAMES, ['"missile"'], PLACES)
 
 
 def test_labels_without_a_list_are_numbered_by_what_train_has():

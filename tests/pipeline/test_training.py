@@ -156,8 +156,14 @@ def test_classes_become_captions_and_must_all_be_known(folder, ray_here):
     examples = find(training(folder, "x", data=[data]))
     assert sorted(set(read_usable(examples.pieces[0]).captions)) == [0, 1, 2, 3]
     data["captions"] = captions | {"classes": ["red", "green", "blue"]}
-    with pytest.raises(Exception, match=r"captions\.classes must list every class"):
+    with pytest.raises(Exception, match=r"label of row 3 of 0\.tar \(captions\.field label\) must be 0 to 2, or one"):
         find(training(folder, "x", data=[data]))
+    (folder / "classes").mkdir()
+    members = [{"png": pair["png"], "cls": b"%d" % (number % 4)} for number, pair in enumerate(pairs(8))]
+    write_tar(folder / "classes" / "0.tar", [*members[:7], {"png": members[7]["png"]}])
+    pool = {"format": "webdataset", "path": f"{folder}/classes/*.tar"}
+    wordless = find(training(folder, "x", data=[{"pool": pool, "captions": captions | {"field": "cls"}}]))
+    assert (read_usable(wordless.pieces[0]).captions, wordless.missing) == ([0, 1, 2, 3, 0, 1, 2], 1)
 
 
 @pytest.mark.parametrize(

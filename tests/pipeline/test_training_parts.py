@@ -15,7 +15,9 @@ from operators.encoders.settings import OpenClipSettings
 from operators.errors import ConfigError, InputError, ModelError, WorkspaceError
 from operators.training.augmentation import Augment
 from pipeline.config.loader import load_config
+from pipeline.listing import list_shards
 from pipeline.models import build_encoder
+from pipeline.pool import Pool, Shard
 from pipeline.storage import Store
 from pipeline.training.captions import Labels, read_labels
 from pipeline.training.checkpoints import (
@@ -30,6 +32,7 @@ from pipeline.training.finished import copy_model, read_origin, write_model
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.settings import Captions, TrainedModel, Training
 from pipeline.training.towers import build_towers, export_config, find_towers, pixel_reader
+from tests.small_pools import jpeg, write_tar
 
 TINY = {
     "embed_dim": 8,
@@ -96,15 +99,34 @@ def test_classes_and_templates_come_from_files(tmp_path):
     )
     labels = read_labels(captions)
     assert labels.sentences() == ["a cat.", "a dog.", "the cat.", "the dog."]
-    assert [labels.number({"label": value}) for value in (1, "cat", None)] == [1, 0, None]
-    assert labels.number(None) is None
-    for value in (2, "fox", True, 1.0):
-        with pytest.raises(InputError, match="must list every class: field label must hold the names or the numbers"):
-            labels.number({"label": value})
-    with pytest.raises(InputError, match="must all be different, got 'a' twice"):
-        read_labels(Captions(field="f", classes=("a", "a")))
-    with pytest.raises(InputError, match=r"captions.classes must be a list, or a readable file of one, got none.json"):
+    pool = Pool.model_validate({"format": "parquet", "path": "p"})
+    shard = Shard("0.parquet", "p", 0, 0, "")
+
+    def numbers(*values):
+        metadata = [json.dumps({"label": value}) for value in values]
+        return labels.numbers(pool, shard, range(7, 7 + len(values)), metadata)
+
+    assert numbers(1, "cat", None, "1", " dog ") == [1, 0, None, 1, 1]
+    assert labels.numbers(pool, shard, [0], [None]) == [None]
+    for value in (2, "fox", True, 1.0, "2"):
+        rule = r"label of row 7 of 0\.parquet \(captions\.field label\) must be 0 to 1, or one of the 2 classes"
+        with pytest.raises(InputError, match=rule):
+            numbers(value)
+    with pytest.raises(InputError, match=r"captions\.classes must hold a text in each place, got '' in place 2"):
+        read_labels(Captions(field="f", classes=("a", "")))
+    with pytest.raises(InputError, match=r"^none\.json must exist, got no such file"):
         read_labels(Captions(field="f", classes="none.json"))
+
+
+def test_the_class_of_a_tar_is_its_member_else_its_metadata(tmp_path):
+    samples = [{"jpg": jpeg(0), "cls": b"1"}, {"jpg": jpeg(1), "json": b'{"cls": 2}'}, {"jpg": jpeg(2), "cls": b"fox"}]
+    write_tar(tmp_path / "0.tar", [*samples, {"jpg": jpeg(3)}])
+    pool = Pool.model_validate({"format": "webdataset", "path": str(tmp_path / "0.tar")}).without_text
+    (shard,) = list_shards(pool)
+    labels = Labels("cls", ("cat", "dog", "fox"), ("{c}",))
+    metadata = [None, '{"cls": 2}', None, None]
+    assert labels.numbers(pool, shard, [0, 1, 2, 3], metadata) == [1, 2, 2, None]
+    assert labels.numbers(pool, shard, [2, 3], metadata[2:]) == [2, None]
 
 
 def hands(picks: Picks, workers: int, augment: Augment | None = None):
