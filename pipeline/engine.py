@@ -132,7 +132,7 @@ def _inherited() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, earlier in before.items():
             del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
+            if earlier is not None:
+                os.environ[name] = earlier
