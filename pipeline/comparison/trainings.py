@@ -39,7 +39,9 @@ def train_all(
 
     def work(key: Key) -> TrainingResult:
         shown = Named(progress, " ".join(map(str, key)))
-        return train(training(recipe, *key), [Portion(jobs[key])], workers=workers, progress=shown, shared=shared)
+        own = training(recipe, *key)
+        with own.store.locked():
+            return train(own, [Portion(jobs[key])], workers=workers, progress=shown, shared=shared)
 
     with ThreadPoolExecutor(at_once, thread_name_prefix="training") as pool:
         futures: dict[Key, Future[TrainingResult]] = {key: pool.submit(work, key) for key in jobs}
