@@ -7,7 +7,7 @@
     |   |-- ModelError           weights, names or towers of a model
     |   `-- WorkspaceError       a workspace that cannot be written, read or trusted
     |-- LimitExceeded            exit code 3: a limit of the config stopped the run
-    |-- TrainingDiverged         exit code 3: the loss of a training is no number any more
+    |-- TrainingDiverged         exit code 3: loss, gradient or weights of a training are no numbers any more
     `-- UnusableImage            operators.images: one image that costs its sample; never leaves the reading
 
 Each survives pickling, so that it crosses process borders whole; all but `UnusableImage` take one message.
@@ -58,6 +58,6 @@ class LimitExceeded(WinnowError):
 
 
 class TrainingDiverged(WinnowError):
-    """The loss of a training is no number any more; the state before that is saved."""
+    """Loss, gradient or weights of a training are no finite numbers any more; a state before that is saved."""
 
     exit_code = 3

@@ -4,11 +4,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-import ray
-
 from operators.encoders.settings import OpenClipSettings
 from pipeline.comparison.selections import Selected
 from pipeline.comparison.settings import Comparison
+from pipeline.placement import most_threads, room
 from pipeline.progress import Progress, StepProgress
 from pipeline.training.examples import Portion
 from pipeline.training.settings import Data, Training
@@ -42,7 +41,9 @@ def train_all(
 
     def work(key: Key) -> TrainingResult:
         shown = Named(progress, " ".join(map(str, key)), interrupted)
-        return train(training(recipe, *key), [Portion(jobs[key])], workers=workers, progress=shown, shared=shared)
+        own = training(recipe, *key)
+        with own.store.locked():
+            return train(own, [Portion(jobs[key])], workers=workers, progress=shown, shared=shared)
 
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="training")
     try:
@@ -70,14 +71,11 @@ def training(config: Comparison, name: str, seed: int) -> Training:
 def side_by_side(config: Comparison, jobs: int) -> tuple[int, Comparison]:
     """How many trainings run at once, and the config with what each of them may use."""
     resources = config.training.resources
-    total = ray.cluster_resources()
-    cpus = int(total.get("CPU", 1))
-    on_gpus = resources.gpus if resources.gpus is not None else bool(total.get("GPU"))
+    on_gpus = resources.gpus if resources.gpus is not None else room(1, on_gpus=True) > 0
     if on_gpus or (resources.workers or 1) > 1:
         return config.trainings_at_once or 1, config
-    room = max(1, cpus // (resources.threads or 1))
-    at_once = min(config.trainings_at_once or room, room, jobs)
-    threads = resources.threads or max(1, cpus // at_once)
+    at_once = min(config.trainings_at_once or jobs, max(1, room(resources.threads or 1)), jobs)
+    threads = resources.threads or max(1, most_threads(at_once))
     own = resources.model_copy(update={"workers": 1, "threads": threads})
     return at_once, config.model_copy(update={"training": config.training.model_copy(update={"resources": own})})
 

@@ -64,13 +64,17 @@ def save_checkpoint(store: Store, folder: str, state: Mapping[str, Any], facts: 
         store.publish_file(scratch, checkpoint.path)
     if store.publish_json(f"{home}/{_MANIFEST}", asdict(checkpoint)):
         return checkpoint
-    return Checkpoint(**store.read_json(f"{home}/{_MANIFEST}"))
+    return _read(store, f"{home}/{_MANIFEST}")
 
 
 def find_checkpoints(store: Store, folder: str) -> list[Checkpoint]:
-    """The complete checkpoints, oldest first; those whose state is not there in full are passed over."""
+    """The complete checkpoints, oldest first; those whose state is not there in full are passed over.
+
+    Raises:
+        WorkspaceError: one is of another format.
+    """
     files = store.find(folder)
-    found = [Checkpoint(**store.read_json(name)) for name in files if name.endswith(f"/{_MANIFEST}")]
+    found = [_read(store, name) for name in files if name.endswith(f"/{_MANIFEST}")]
     return [checkpoint for checkpoint in found if files.get(checkpoint.path) == checkpoint.size]
 
 
@@ -96,6 +100,14 @@ def prune_checkpoints(store: Store, folder: str, keep: int) -> None:
         home = checkpoint.path.rpartition("/")[0]
         store.remove(f"{home}/{_MANIFEST}")
         store.remove(home)
+
+
+def _read(store: Store, name: str) -> Checkpoint:
+    manifest = store.read_json(name)
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+        rule = f"must be of checkpoint format {FORMAT_VERSION}"
+        raise WorkspaceError(f"{store.url}/{name} {rule}, got {version}: remove its folder to go on without it")
+    return Checkpoint(**manifest)
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -1,11 +1,13 @@
 """The config of a comparison: what it makes of selections, and what it says of a wrong one and where."""
 
 import pytest
+import ray
 import yaml
 
 from operators.errors import ConfigError
 from pipeline.comparison.selections import evaluation_sources
 from pipeline.comparison.settings import DRAW, KEPT_OUT, Comparison
+from pipeline.comparison.trainings import side_by_side
 from pipeline.config.loader import load_config
 from pipeline.pool import Source
 
@@ -105,3 +107,20 @@ def test_evaluation_sets_are_looked_for_whether_they_have_captions_or_not(load):
     task = {"task": "classification", "name": "vtab/dtd", "data": pool, "classes": ["a"]}
     found = evaluation_sources(load(evaluation=[task]).evaluation)
     assert [(one.name, one.require_text) for one in found] == [("vtab.dtd.data.0", False), ("vtab.dtd.data.1", True)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes", "at_once", "threads"),
+    [
+        ([4], {}, 4, 1),
+        ([4], {"trainings_at_once": 2}, 2, 2),
+        ([4, 2], {"trainings_at_once": 3}, 3, 2),
+        ([5, 1], {"trainings_at_once": 2}, 2, 2),  # not 3: the second would wait for the first
+        ([8, 8, 8], {}, 6, 4),
+    ],
+)
+def test_trainings_run_side_by_side_where_the_nodes_have_room(load, monkeypatch, nodes, changes, at_once, threads):
+    live = [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: live)
+    number, config = side_by_side(load(**changes), jobs=6)
+    assert (number, config.training.resources.threads) == (at_once, threads)

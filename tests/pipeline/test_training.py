@@ -63,7 +63,10 @@ def test_a_training_learns_and_leaves_a_model_metrics_and_a_summary(trained, fol
     assert summary["loss"] == curve[-1]
     assert summary["epochs"] == pytest.approx(STEPS * BATCH / SOUND, abs=1e-3)
     assert list((folder / "one/tensorboard").glob("*/events*"))
-    assert len(list((folder / "one/training").glob("*/checkpoints/*/manifest.json"))) == 2
+    (own,) = (folder / "one/training").iterdir()  # the checkpoints of a finished training are gone
+    assert [path.name for path in own.iterdir()] == ["metrics.jsonl"]
+    assert trained.rejected == summary["rejected"] == {"undecodable_image": 1}
+    assert trained.left_out == ["1 rejected (undecodable_image 1)"]
 
 
 def test_the_same_training_again_does_nothing(trained, folder):
