@@ -19,7 +19,7 @@ import pyarrow as pa
 from examples.experiments.cifar import SCALES, arguments, configure, prepare, read_pairs, write_pairs
 from examples.experiments.corruptions import CORRUPTIONS, corrupted
 from examples.experiments.filters import KEPT, by_filter, comparison, train_filter
-from examples.experiments.measures import draw_accuracies, show, write_drawing, write_record
+from examples.experiments.measures import draw_accuracies, qualities, show, write_drawing, write_record
 from pipeline.comparison.compare import run_comparison
 from pipeline.comparison.settings import Comparison
 from pipeline.comparison.verdict import over_tasks
@@ -43,16 +43,18 @@ def run(args: argparse.Namespace) -> None:
     for kind in CORRUPTIONS:
         if not (folder / "e5_test" / kind).exists():
             write_pairs(folder / "e5_test" / kind, corrupted(test, kind))
-    with engine(Resources(workers=args.cpus)):
+    with engine(Resources(workers=args.cpus)) as workers:
         models = _filters(args, spare, trusted)
         config = comparison(args, "e5", models, _selections(models, scale.pool), _changes(folder))
         result = run_comparison(config)
+        found = qualities(config, workers)
     worse = over_tasks(result.tasks[1:], "corrupted")
     for name, task in (("clean", result.tasks[0]), ("corrupted", worse)):
         print(f"{name} test images")
-        show(result, {}, task)
+        show(result, found, task)
         write_drawing(folder / f"e5_{name}.svg", draw_accuracies(task, _BASE))
-    write_record(folder / "e5.json", {"comparison": asdict(result), "corrupted": asdict(worse)})
+    quality = {name: asdict(value) for name, value in found.items()}
+    write_record(folder / "e5.json", {"quality": quality, "comparison": asdict(result), "corrupted": asdict(worse)})
 
 
 def _filters(args: argparse.Namespace, noisy: pa.Table, trusted: pa.Table) -> dict[str, str]:
