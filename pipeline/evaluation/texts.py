@@ -1,6 +1,6 @@
 """Texts through a model's own text tower: the prompts of classes, and captions.
 
-    texts/<hash of the model and the texts>.npy     stored rows, float16, one for each text of a chunk
+    texts/<hash of the model and the texts>.npz     stored rows, float16, one for each text of a chunk
 
 Texts go in chunks of a fixed size, so what is kept does not depend on how many workers there were.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from operators.embeddings import to_unit_float16
 from operators.errors import ModelError
+from pipeline.integrity import read_arrays
 from pipeline.models import build_encoder, build_preprocessor, model_identity
 from pipeline.run import Run
 from pipeline.spread import spread
@@ -36,7 +37,7 @@ def embed_texts(run: Run, model: str, texts: Sequence[str]) -> list[str]:
     """
     identity = model_identity(run.models[model])
     chunks = [tuple(texts[start : start + _CHUNK_TEXTS]) for start in range(0, len(texts), _CHUNK_TEXTS)]
-    names = [f"texts/{digest(TEXTS_VERSION, identity, chunk)}.npy" for chunk in chunks]
+    names = [f"texts/{digest(TEXTS_VERSION, identity, chunk)}.npz" for chunk in chunks]
     missing = [(name, chunk) for name, chunk in zip(names, chunks, strict=True) if not run.store.exists(name)]
     gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
     embed = partial(_embed, run.store, model, run.models[model])
@@ -48,8 +49,7 @@ def embed_texts(run: Run, model: str, texts: Sequence[str]) -> list[str]:
 
 def read_texts(store: Store, names: Sequence[str]) -> NDArray[np.float16]:
     """The rows of `embed_texts`."""
-    arrays = [np.load(io.BytesIO(store.read(name)), allow_pickle=False) for name in names]
-    rows_PD: NDArray[np.float16] = np.concatenate(arrays)
+    rows_PD: NDArray[np.float16] = np.concatenate([read_arrays(store, name)["rows_PD"] for name in names])
     return rows_PD
 
 
@@ -61,6 +61,6 @@ def _embed(store: Store, model: str, settings: Any, item: tuple[str, Sequence[st
         text = texts[int(np.flatnonzero(~sound_P)[0])]
         raise ModelError(f"models.{model} must give every text a finite embedding, got none for {text!r}")
     sink = io.BytesIO()
-    np.save(sink, rows_PD, allow_pickle=False)
+    np.savez(sink, rows_PD=rows_PD)
     store.publish(name, sink.getvalue())
     return len(texts)

@@ -25,7 +25,13 @@ from operators.uids import join_uids
 from pipeline.failures import winnow_error
 from pipeline.storage import Store
 from pipeline.training.batches import Batches
-from pipeline.training.checkpoints import find_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from pipeline.training.checkpoints import (
+    find_checkpoints,
+    load_checkpoint,
+    newest_sound,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from pipeline.training.dealing import Hand
 from pipeline.training.finished import MODEL, write_model
 from pipeline.training.metrics_log import MetricsLog
@@ -173,10 +179,10 @@ class _Worker:
         self._finish()
 
     def _resume(self) -> None:
-        """Everybody goes on from the checkpoint that the first worker finds."""
-        found = find_checkpoints(self.store, f"{self.job.folder}/checkpoints")
-        newest = found[-1].step if found else 0
-        step = _of_the_first(newest)
+        """Everybody goes on from the newest sound checkpoint, which the first worker finds."""
+        folder = f"{self.job.folder}/checkpoints"
+        step = _of_the_first(newest_sound(self.store, folder) if self.rank == 0 else 0)
+        found = find_checkpoints(self.store, folder)
         checkpoint = next((checkpoint for checkpoint in found if checkpoint.step == step), None)
         if checkpoint is None:
             return
