@@ -19,14 +19,17 @@ from operators.errors import UserError, WinnowError
 from pipeline.failures import disk_error, winnow_error
 
 COMMANDS = {
+    "clean": "jobs.clean",
     "compare": "jobs.compare",
     "curate": "jobs.curate",
     "demo": "jobs.demo",
     "evaluate": "jobs.evaluate",
     "export": "jobs.export",
     "generate": "jobs.generate",
+    "rejects": "jobs.rejects",
     "report": "jobs.report",
     "train": "jobs.train",
+    "verify": "jobs.verify",
     "why": "jobs.why",
 }
 """Each module has `add_arguments(parser)`, `run(args) -> int`, and a docstring that is its help."""

@@ -6,6 +6,7 @@
     |   |-- InputError           a pool, a table or a file that cannot serve as what the config says it is
     |   |-- ModelError           weights, names or towers of a model
     |   `-- WorkspaceError       a workspace that cannot be written, read or trusted
+    |       `-- DamagedError     one file of it that is not what was written; the message begins with its path
     |-- LimitExceeded            exit code 3: a limit of the config stopped the run
     |-- TrainingDiverged         exit code 3: loss, gradient or weights of a training are no numbers any more
     `-- UnusableImage            operators.images: one image that costs its sample; never leaves the reading
@@ -49,6 +50,10 @@ class ModelError(UserError):
 
 class WorkspaceError(UserError):
     """A workspace that cannot be written, read or trusted."""
+
+
+class DamagedError(WorkspaceError):
+    """A file of a workspace that is cut, changed, unreadable or gone. The first word of the message is its path."""
 
 
 class LimitExceeded(WinnowError):

@@ -18,7 +18,7 @@ from pipeline.steps.registry import AnyStep
 from pipeline.storage import Store, absolute
 from pipeline.stream.work import SAMPLES_SCHEMA
 
-_RESERVED = {"samples", "unique_uid", "ledger", "report", "pieces", "pool", "exports", *SAMPLES_SCHEMA.names}
+_RESERVED = {"samples", "unique_uid", "ledger", "report", "pieces", "damaged", "pool", "exports", *SAMPLES_SCHEMA.names}
 
 
 class Curation(BaseModel):

@@ -12,6 +12,7 @@ import ray.data
 
 from operators.encoders.settings import OpenClipSettings
 from operators.errors import InputError, ModelError
+from pipeline.artifact import read_beside
 from pipeline.curate import run_curation
 from pipeline.curation import Curation
 from pipeline.engine import Resources
@@ -22,10 +23,10 @@ from pipeline.steps.filter import Filter
 from pipeline.steps.score import Score
 from pipeline.steps.thresholds import Threshold, ThresholdFile
 from pipeline.storage import Store, absolute, digest
-from pipeline.training.finished import MODEL, ORIGIN_NAME, WEIGHTS_NAME
+from pipeline.training.finished import MODEL, WEIGHTS_NAME
 from pipeline.training.settings import Data, Recipe, Training
 from pipeline.training.trainer import TrainingResult, run_training
-from pipeline.weights import CONFIG_NAME
+from pipeline.weights import CONFIG_NAME, ORIGIN_NAME
 
 Pairs: TypeAlias = "ray.data.Dataset | Data | Mapping[str, Any] | str | os.PathLike[str]"
 """A Ray Dataset with columns of encoded images (`image`, `jpg`, `png`, ...) and captions (`text` or `caption`); a pool,
@@ -133,7 +134,8 @@ class DataFilteringNetwork:
         run_curation(config, self._address)
         run, _ = open_run(config.store, workers=1, progress=Progress())
         if keep_fraction is not None:
-            self._store.replace(_THRESHOLD, run.store.read(run.artifacts[_FILTER].info["threshold_file"]))
+            judged = run.artifacts[_FILTER]
+            self._store.replace(_THRESHOLD, read_beside(run.store, judged, judged.info["threshold_file"]))
         return kept_rows(run, SCORE) if isinstance(dataset, ray.data.Dataset) else config.store.url
 
     def save(self, folder: str | os.PathLike[str]) -> None:

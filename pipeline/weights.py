@@ -25,6 +25,7 @@ from torch import Tensor
 from operators.errors import ModelError
 
 CONFIG_NAME = "open_clip_config.json"
+ORIGIN_NAME = "training.json"
 _PREFERRED = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -44,11 +45,13 @@ class WeightFile:
         fs: the file system that holds it.
         path: its path there.
         config: open_clip's config that lies beside it in an export folder; None elsewhere.
+        sha256: what `winnow train` says beside it that its content must be; None elsewhere.
     """
 
     fs: Any
     path: str
     config: dict[str, Any] | None = None
+    sha256: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -72,7 +75,8 @@ def find_weights(url: str) -> WeightFile:
     if not found:
         raise ModelError(f"folder of weights must hold a .safetensors or .bin file, got {url}")
     config = read_json(fs.unstrip_protocol(names[CONFIG_NAME])) if CONFIG_NAME in names else None
-    return WeightFile(fs, names[found[0]], config)
+    origin = read_json(fs.unstrip_protocol(names[ORIGIN_NAME])) if ORIGIN_NAME in names else {}
+    return WeightFile(fs, names[found[0]], config, origin.get("files", {}).get(found[0], {}).get("sha256"))
 
 
 def fingerprint(file: WeightFile) -> str:
@@ -82,7 +86,9 @@ def fingerprint(file: WeightFile) -> str:
             info = file.fs.info(file.path)
             return f"{info['size']}:{info.get('ETag') or file.fs.ukey(file.path)}"
         stat = Path(file.path).stat()
-        return _content_hash(file.path, (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+        hashed, sha256 = _content_hash(file.path, (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    _check_content(file, sha256)
+    return hashed
 
 
 def read_json(url: str) -> Any:
@@ -135,6 +141,8 @@ def local_copy(file: WeightFile) -> Path:
         try:
             with _reaching(file.path):
                 file.fs.get_file(file.path, str(partial))
+                sha256 = file.sha256 and _content_hash(str(partial), ())[1]
+            _check_content(file, sha256)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -168,13 +176,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=32)
-def _content_hash(path: str, _version: tuple[int, ...]) -> str:
-    """BLAKE2b-128 of a local file; the version only makes the cache forget a file that changed."""
-    digest = hashlib.blake2b(digest_size=16)
+def _content_hash(path: str, _version: tuple[int, ...]) -> tuple[str, str]:
+    """BLAKE2b-128 and SHA-256 of a local file; the version only makes the cache forget a file that changed."""
+    digest, sha256 = hashlib.blake2b(digest_size=16), hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
-    return digest.hexdigest()
+            sha256.update(block)
+    return digest.hexdigest(), sha256.hexdigest()
+
+
+def _check_content(file: WeightFile, sha256: str | None) -> None:
+    rule = f"of the SHA-256 {file.sha256} that {ORIGIN_NAME} beside them gives (`winnow train` makes them again)"
+    _check(file.sha256 in (None, sha256), rule, f"{file.path} of {sha256}")
 
 
 def _check(condition: bool, rule: str, got: str) -> None:

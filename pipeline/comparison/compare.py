@@ -1,6 +1,7 @@
 """Running a comparison: every selection made, a model trained on each with each seed, all of them evaluated."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from operators.encoders.settings import OpenClipSettings
 from pipeline.comparison.page import write_page
@@ -17,6 +18,7 @@ from pipeline.evaluation.results import Result
 from pipeline.evaluation.settings import Evaluation
 from pipeline.pool import Shard
 from pipeline.progress import Progress, open_progress
+from pipeline.quarantine import rebuilding
 from pipeline.training.trainer import TrainingResult
 from pipeline.training.trainer import check as check_training
 
@@ -60,7 +62,8 @@ def compare(config: Comparison, shards: Sequence[Shard], *, workers: int, progre
     config = config.resolved()
     with config.store.locked():
         tasks = expand(_evaluation(config, {"trained": config.training.model.as_encoder(0)}))
-        selections = select(Selecting(config, shards, evaluation_sources(tasks), workers, progress))
+        selecting = Selecting(config, shards, evaluation_sources(tasks), workers, progress)
+        selections = rebuilding(config.store, progress, workers, partial(select, selecting))
         trained = train_all(config, selections, workers=workers, progress=progress)
         named = {f"{name}-{seed}": model for (name, seed), model in models(config, trained).items()}
         evaluation = _evaluation(config, named)

@@ -1,6 +1,6 @@
 """Texts through a model's own text tower: the prompts of classes, and captions.
 
-    texts/<hash of the model and the texts>.npy     stored rows, float16, one for each text of a chunk
+    texts/<hash of the model and the texts>.npz     stored rows, float16, one for each text of a chunk
 
 Texts go in chunks of a fixed size, so what is kept does not depend on how many workers there were.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from operators.embeddings import to_unit_float16
 from operators.errors import ModelError
+from pipeline.integrity import read_arrays
 from pipeline.models import build_encoder, build_preprocessor, model_identity
 from pipeline.placement import num_actors
 from pipeline.run import Run
@@ -38,7 +39,7 @@ def embed_texts(run: Run, models: Sequence[str], texts: Sequence[str]) -> dict[s
     chunks = [tuple(texts[start : start + _CHUNK_TEXTS]) for start in range(0, len(texts), _CHUNK_TEXTS)]
     identities = {model: model_identity(run.models[model]) for model in models}
     names = {
-        model: [f"texts/{digest(TEXTS_VERSION, identity, chunk)}.npy" for chunk in chunks]
+        model: [f"texts/{digest(TEXTS_VERSION, identity, chunk)}.npz" for chunk in chunks]
         for model, identity in identities.items()
     }
     missing = [
@@ -57,8 +58,7 @@ def embed_texts(run: Run, models: Sequence[str], texts: Sequence[str]) -> dict[s
 
 def read_texts(store: Store, names: Sequence[str]) -> NDArray[np.float16]:
     """The rows of `embed_texts`."""
-    arrays = [np.load(io.BytesIO(store.read(name)), allow_pickle=False) for name in names]
-    rows_PD: NDArray[np.float16] = np.concatenate(arrays)
+    rows_PD: NDArray[np.float16] = np.concatenate([read_arrays(store, name)["rows_PD"] for name in names])
     return rows_PD
 
 
@@ -79,6 +79,6 @@ def _embed(store: Store, work: _Work) -> int:
         text = work.texts[int(np.flatnonzero(~sound_P)[0])]
         raise ModelError(f"models.{work.model} must give every text a finite embedding, got none for {text!r}")
     sink = io.BytesIO()
-    np.save(sink, rows_PD, allow_pickle=False)
+    np.savez(sink, rows_PD=rows_PD)
     store.publish(work.name, sink.getvalue())
     return len(work.texts)

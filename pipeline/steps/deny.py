@@ -21,7 +21,8 @@ from pydantic import model_validator
 
 from operators.errors import InputError
 from operators.uids import UID_BYTES, UID_PAIR, join_uids, parse_uid
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, publish_beside
+from pipeline.integrity import read_sealed, sealed
 from pipeline.paths import resolve
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step
@@ -71,8 +72,8 @@ class Deny(Step):
         if published := plan.published:
             return published
         path = f"{plan.folder}/lists.json"
-        run.store.publish_json(path, read_lists(self).record())
-        return plan.map_verdicts(partial(_judge_by, run.store, path))
+        publish_beside(run.store, path, sealed(read_lists(self).record()))
+        return plan.map_verdicts(partial(_judge_by, run.store, path), info={"lists": path})
 
 
 class Lists(NamedTuple):
@@ -149,7 +150,7 @@ def _judge_by(store: Store, path: str, table: pa.Table) -> Verdicts:
 @functools.lru_cache(maxsize=2)
 def _published_lists(store: Store, path: str) -> Lists:
     """The lists as the driver saw them; each worker reads them once."""
-    return Lists(**{name: frozenset(entries) for name, entries in store.read_json(path).items()})
+    return Lists(**{name: frozenset(entries) for name, entries in read_sealed(store, path).items()})
 
 
 def _find(lists: Lists, uid: bytes, image_hash: bytes | None, metadata: str | None) -> tuple[str | None, str | None]:

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from operators.errors import InputError
 from pipeline.artifact import Artifact
 from pipeline.filters.files import TrainedFilter, parse_filter, read_filter
+from pipeline.integrity import damaged, reading
 from pipeline.paths import resolve, resolve_source
 from pipeline.pool import Source, names_password
 from pipeline.references import check_reference, embed_reference
@@ -146,7 +147,12 @@ class Learned(Step):
             if run.dry:
                 raise NotPublished(plan.name)
             run.store.publish(path, self.train(plan, trusted))
-        return parse_filter(run.store.read(path), path, self.step)
+        with reading(run.store, path):
+            data = run.store.read(path)
+        try:
+            return parse_filter(data, path, self.step)
+        except InputError as error:  # of a file of our own
+            raise damaged(run.store, path, error) from error
 
     def check_number(self, name: str, count: int, of: int, what: str) -> None:
         """Raises InputError where there are fewer than two samples of a set to learn from."""

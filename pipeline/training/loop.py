@@ -26,7 +26,13 @@ from operators.uids import join_uids
 from pipeline.failures import winnow_error
 from pipeline.storage import Store
 from pipeline.training.batches import Batches
-from pipeline.training.checkpoints import find_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from pipeline.training.checkpoints import (
+    find_checkpoints,
+    load_checkpoint,
+    newest_sound,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from pipeline.training.dealing import Hand
 from pipeline.training.finished import MODEL, read_origin, write_model
 from pipeline.training.metrics_log import MetricsLog
@@ -188,16 +194,15 @@ class _Worker:
         return bool(_of_the_first(int(found)))
 
     def _resume(self) -> None:
-        """Everybody goes on from the checkpoint that the first worker finds.
+        """Everybody goes on from the newest sound checkpoint, which the first worker finds.
 
         Raises:
             WorkspaceError: this worker does not find it.
         """
-        found = find_checkpoints(self.store, self._checkpoints)
-        newest = found[-1].step if found else 0
-        step = _of_the_first(newest)
+        step = _of_the_first(newest_sound(self.store, self._checkpoints) if self.rank == 0 else 0)
         if not step:
             return
+        found = find_checkpoints(self.store, self._checkpoints)
         checkpoint = next((checkpoint for checkpoint in found if checkpoint.step == step), None)
         if checkpoint is None:
             raise WorkspaceError(

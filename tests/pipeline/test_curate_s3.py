@@ -11,11 +11,15 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from operators.errors import WorkspaceError
+from pipeline.clean.sweep import delete, find
 from pipeline.curate import check, curate
 from pipeline.curation import Curation
+from pipeline.engine import engine
 from pipeline.ledger import ledger_sha256
 from pipeline.progress import Progress
+from pipeline.quarantine import quarantine
 from pipeline.storage import Store
+from pipeline.verify.workspace import verify
 from tests.small_pools import jpeg, sound, tar_bytes
 
 pytestmark = [
@@ -137,6 +141,30 @@ def test_credentials_are_in_no_object(remote, bucket, storage):
 def test_the_record_keeps_the_endpoint(remote, bucket, storage):
     record = json.loads(bucket.cat_file("bucket/curation/run.json"))
     assert record["config"]["storage"] == {"endpoint_url": storage["endpoint_url"]}
+
+
+def test_damage_is_found_and_moved_away_and_old_leftovers_are_cleaned(remote, bucket, tmp_path):
+    settings, _ = remote
+    store = settings.store
+    before = ledger_sha256(store)
+    assert verify(store, workers=3, progress=Progress()).damage == []
+    parts = [name for name in store.find("raw.image") if name.endswith(".parquet")]
+    bucket.pipe(f"bucket/curation/{parts[0]}", b"x" * 100)
+    bucket.rm(f"bucket/curation/{parts[1]}")
+    found = verify(store, workers=3, progress=Progress())
+    assert [damage.path for damage in found.damage] == parts[:2]
+    for damage in found.damage:
+        quarantine(store, damage.path)
+    assert f"damaged/{parts[0]}" in store.find("damaged")
+    assert f"{parts[1].rpartition('/')[0]}/part.json" not in store.find("raw.image")
+    with engine(settings.resources):
+        run(settings)
+    assert verify(store, workers=3, progress=Progress()).damage == []
+    assert ledger_sha256(store) == before
+    assert find(store, unused=False) == []  # all of it younger than a day
+    delete(store, find(store, unused=False, hours=0.0))
+    assert store.find("damaged") == {}
+    assert verify(store, workers=3, progress=Progress()).damage == []
 
 
 def test_wrong_bucket(storage, ray_here):

@@ -111,10 +111,10 @@ def test_an_image_without_an_embedding_is_wrong_for_its_model(store):
     x_ND = np.array([[1, 0], [0, 1], [9, 9], [0, 0]], np.float16)
     write(store, "a.parquet", x_ND[:2], np.array([True, True]))
     write(store, "b.parquet", x_ND[2:], np.array([True, False]))
-    write_texts(store, "t.npy", np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float16))
+    write_texts(store, "t.npz", np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float16))
     sound_N = np.array([True, True, False, True])  # the third row is a reject
     job = ClassificationJob(uids(3), sound_N, np.array([0, 0, 0]), np.array([0, 1, 1]), ("x", "y"))
-    inputs = Inputs("m", ("a.parquet", "b.parquet"), "", texts=("t.npy",))
+    inputs = Inputs("m", ("a.parquet", "b.parquet"), "", texts=("t.npz",))
     outcomes = job.join([job.solve(store, inputs, piece) for piece in job.pieces])
     assert (outcomes.num_units, outcomes.not_embedded) == (3, 1)
     table = job.table(outcomes)
@@ -142,10 +142,10 @@ def test_a_retrieval_in_pieces_is_the_whole(store, monkeypatch):
     x_ND, captions_MD = (to_unit_float16(rng.standard_normal((n, 4)))[0] for n in (20, 30))
     present_N = np.arange(20) != 3
     write(store, "a.parquet", x_ND, present_N)
-    write_texts(store, "t.npy", captions_MD)
+    write_texts(store, "t.npz", captions_MD)
     image_M = np.r_[np.arange(20), rng.integers(0, 20, 10)]
     job = RetrievalJob(uids(20), np.ones(20, bool), np.arange(20), image_M)
-    inputs = Inputs("m", ("a.parquet",), "", texts=("t.npy",))
+    inputs = Inputs("m", ("a.parquet",), "", texts=("t.npz",))
 
     def outcomes():
         return job.join([job.solve(store, inputs, piece) for piece in job.pieces])

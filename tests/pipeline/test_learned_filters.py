@@ -1,5 +1,6 @@
 """Filters that are trained inside a run, without Ray: their settings, files and draws, and their networks."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -129,6 +130,21 @@ class TestFiles:
         assert (found.settings, found.training) == ({"image_size": 8}, {"loss": 0.5})
         other = filter_bytes("binary_images", tensors, {"image_size": 9}, {"loss": 0.5})
         assert parse_filter(other, "a", "binary_images").digest != found.digest
+        assert parse_filter(data, "a").kind == "binary_images"
+
+    def test_a_flipped_bit_is_noticed_wherever_it_is(self):
+        data = filter_bytes("binary_images", {"b": np.arange(3.0)}, {"image_size": 8}, {"loss": 0.5})
+        for place in range(len(data)):
+            broken = bytearray(data)
+            broken[place] ^= 1
+            with contextlib.suppress(InputError):
+                found = parse_filter(bytes(broken), "a", "binary_images")
+                # Only what is no part of it: the padding of the header, or the name of another entry.
+                assert (found.settings, found.training, dict(found.tensors)["b"].tolist()) == (
+                    {"image_size": 8},
+                    {"loss": 0.5},
+                    [0.0, 1.0, 2.0],
+                )
 
     @pytest.mark.parametrize(
         "facts",

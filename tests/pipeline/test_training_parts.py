@@ -13,10 +13,11 @@ from operators import torchvision_ops  # noqa: F401
 import open_clip
 
 from operators.encoders.settings import OpenClipSettings
-from operators.errors import ConfigError, InputError, ModelError, WorkspaceError
+from operators.errors import ConfigError, DamagedError, InputError, ModelError, WorkspaceError
 from operators.training.augmentation import Augment
 from operators.training.parameters import has_batch_norm
 from pipeline.config.loader import load_config
+from pipeline.integrity import sealed, unseal
 from pipeline.listing import list_shards
 from pipeline.models import build_encoder
 from pipeline.pool import Pool, Shard
@@ -26,17 +27,19 @@ from pipeline.training.captions import Labels, read_labels
 from pipeline.training.checkpoints import (
     find_checkpoints,
     load_checkpoint,
+    newest_sound,
     prune_checkpoints,
     save_checkpoint,
 )
 from pipeline.training.dealing import Dealing, Picks, deal, share
 from pipeline.training.decoding import Block
 from pipeline.training.examples import left_out
-from pipeline.training.finished import copy_model, read_origin, write_model
+from pipeline.training.finished import WEIGHTS_NAME, copy_model, read_origin, write_model
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.settings import Captions, TrainedModel, Training
 from pipeline.training.towers import build_towers, export_config, find_towers, pixel_reader
 from pipeline.training.trainer import check
+from pipeline.weights import find_weights, fingerprint
 from tests.small_pools import jpeg, write_tar
 
 TINY = {
@@ -201,10 +204,17 @@ def test_a_finished_model_is_the_same_in_open_clip_and_in_winnow(tiny, tmp_path,
     assert loss == "clip" or theirs.logit_bias.item() == -10
 
     copy_model(store, "model", str(tmp_path / "out"))
-    assert read_origin(Store(str(tmp_path / "out")), "") == {"identity": "x"}
+    out = Store(str(tmp_path / "out"))
+    assert read_origin(out, "")["identity"] == "x"
     ours = build_encoder(tiny.model_copy(update={"weights": str(tmp_path / "out")}), device="cpu", threads=1)
     np.testing.assert_allclose(ours.encode_images(PIXELS), image.numpy(), atol=1e-6)
     np.testing.assert_allclose(ours.encode_texts(TOKENS), text.numpy(), atol=1e-6)
+
+    weights = out.read(WEIGHTS_NAME)
+    out.replace(WEIGHTS_NAME, weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert read_origin(out, "") == {}  # so that it is made again
+    with pytest.raises(ModelError, match=r"must be of the SHA-256 \w+ that training.json beside them gives"):
+        fingerprint(find_weights(out.url))
 
 
 def test_training_starts_from_what_open_clip_saved(tiny, tmp_path):
@@ -302,13 +312,17 @@ def test_checkpoints_are_whole_or_not_there(tmp_path):
     data = bytearray((tmp_path / found[1].path).read_bytes())
     data[-1] ^= 1
     (tmp_path / found[1].path).write_bytes(data)
-    with pytest.raises(WorkspaceError, match="must have the SHA-256"):
+    with pytest.raises(DamagedError, match=r"^c/000000010/\w+.pt must be .*, got the SHA-256"):
         load_checkpoint(store, found[1])
+    assert newest_sound(store, "c") == 5
+    assert [name.split("/")[2] for name in store.find("damaged")] == ["000000010"] * 2 + ["000000015"] * 2
+    save_checkpoint(store, "c", {**state, "step": 10}, facts(10))
+    assert newest_sound(store, "c") == 10
     prune_checkpoints(store, "c", 1)
     assert [checkpoint.step for checkpoint in find_checkpoints(store, "c")] == [10]
     assert not list(tmp_path.glob("c/000000005"))
     manifest = tmp_path / "c/000000010/manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
+    manifest.write_bytes(sealed(unseal(manifest.read_bytes()) | {"format_version": 2}))
     with pytest.raises(WorkspaceError, match=r"manifest.json must be of checkpoint format 1, got 2"):
         find_checkpoints(store, "c")
 
