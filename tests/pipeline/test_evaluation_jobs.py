@@ -86,7 +86,7 @@ def write(store, name, x_ND, present_N):
 
 
 def write_texts(store, name, x_PD):
-    np.save(store.path(name), x_PD)
+    np.savez(store.path(name), rows_PD=x_PD)
 
 
 def test_a_mean_takes_what_was_measured_as_datacomp_does():
