@@ -159,7 +159,9 @@ def test_classes_become_captions_and_must_all_be_known(folder, ray_here):
     examples = find(training(folder, "x", data=[data]))
     assert sorted(set(read_usable(examples.pieces[0]).captions)) == [0, 1, 2, 3]
     data["captions"] = captions | {"classes": ["red", "green", "blue"]}
-    with pytest.raises(Exception, match=r"label of row 3 of [01]\.tar \(captions\.field label\) must be 0 to 2, or one"):
+    with pytest.raises(
+        Exception, match=r"label of row 3 of [01]\.tar \(captions\.field label\) must be 0 to 2, or one"
+    ):
         find(training(folder, "x", data=[data]))
     (folder / "classes").mkdir()
     members = [{"png": pair["png"], "cls": b"%d" % (number % 4)} for number, pair in enumerate(pairs(8))]
