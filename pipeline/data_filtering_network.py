@@ -110,8 +110,8 @@ class DataFilteringNetwork:
         """Keeps the pairs that the network finds aligned.
 
         Args:
-            dataset: pairs. Those of a workspace are judged there: two steps follow its own, in place of those of an
-                earlier call, and its exports are not written again.
+            dataset: pairs. Those of a workspace are judged after its own steps, which are repeated in a workspace of
+                this network's; the one that was given stays as it is.
             keep_fraction: share to keep, which fixes the threshold. Default: apply the one that was fixed before to
                 each pair alone.
             estimate_on: a larger set's threshold is fixed on so many drawn pairs of it.
@@ -122,11 +122,13 @@ class DataFilteringNetwork:
             say what became of every pair, and which `train`, `filter` and every job of Winnow take in turn.
 
         Raises:
-            InputError: there is neither a share nor a threshold.
+            InputError: there is neither a share nor a threshold, or the share is none.
             UserError, LimitExceeded: as `winnow curate`.
         """
         if keep_fraction is None and self.threshold is None:
             raise InputError("keep_fraction must be given where no threshold has been fixed yet, got neither")
+        if keep_fraction is not None and not 0 < keep_fraction <= 1:
+            raise InputError(f"keep_fraction must be in (0, 1], got {keep_fraction}")
         fixed = {"threshold": self._threshold_file}
         rule = fixed if keep_fraction is None else {"keep_fraction": keep_fraction, "estimate_on": estimate_on}
         judge = Filter.model_validate({"step": "filter", "name": _FILTER, "score": SCORE, **rule})
@@ -180,19 +182,24 @@ class DataFilteringNetwork:
         if data.captions is not None:
             raise InputError("filter must be given pairs with captions of their own, got classes to make captions of")
         if data.pool is not None:
-            workspace = f"{self._store.url}/filtered/{digest(data.pool.model_dump(mode='json'))}"
-            before = Curation(pool=data.pool, workspace=workspace, storage=dict(self._store.options), seed=self._seed)
+            before = Curation(pool=data.pool, workspace=self._store.url, seed=self._seed)
         else:
             assert data.workspace is not None
-            store = Store(absolute(data.workspace), data.storage)
-            _, before = open_run(store, workers=1, progress=Progress())
-            before = before.model_copy(update={"workspace": store.url, "storage": data.storage, "export": ()})
+            _, before = open_run(Store(absolute(data.workspace), data.storage), workers=1, progress=Progress())
+        source = data.pool.model_dump(mode="json") if data.pool else absolute(str(data.workspace))
         folder = self.model_path
         network = OpenClipSettings(library="open_clip", name=f"{folder}/{CONFIG_NAME}", weights=folder)
         own = (Score(step="score", name=SCORE, model=_NETWORK), judge)
         steps = tuple(step for step in before.steps if step.title not in (SCORE, _FILTER))
-        changes = {"models": {**before.models, _NETWORK: network}, "steps": (*steps, *own)}
-        return Curation(**{**dict(before), **changes, "resources": self._resources})
+        changes = {
+            "workspace": f"{self._store.url}/filtered/{digest(source)}",
+            "storage": dict(self._store.options),
+            "models": {**before.models, _NETWORK: network},
+            "steps": (*steps, *own),
+            "export": (),
+            "resources": self._resources,
+        }
+        return Curation(**{**dict(before), **changes})
 
     @property
     def _threshold_file(self) -> ThresholdFile:

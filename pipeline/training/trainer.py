@@ -277,6 +277,7 @@ def _show(config: Training, monitor: Any, thread: threading.Thread, progress: Pr
                 continue
             step.total = whole - first  # what an earlier run has done says nothing of how fast this one is
             step.remarks = (
+                *([f"resumed after step {first // config.batch_size:,} of {config.num_steps:,}"] if first else ()),
                 f"loss {record['loss']:.3f}",
                 f"{record['data_wait_share']:.0%} of the time waiting for data",
             )
