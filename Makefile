@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium lint check test faults demo bench clean
+.PHONY: help setup chromium lint check test faults fuzz demo bench clean
 
 help:  ## show the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,6 +42,9 @@ test: setup lint  ## all of continuous integration
 
 faults: setup  ## the tests that take minutes: nodes, workers and drivers killed in the middle of long runs
 	$(BIN)/pytest -m long
+
+fuzz: $(INSTALLED)  ## twenty thousand bad shards: nothing crashes, hangs, is lost or counted twice
+	$(BIN)/python -m tests.faults.fuzz
 
 demo: $(INSTALLED)  ## curate a synthetic pool on this machine, from raw shards to a report
 	$(BIN)/winnow demo

@@ -101,14 +101,19 @@ def plain_loop(pixels_NCHW: Tensor, tokens_NL: Tensor, *, steps: int, batch: int
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, eps=EPS, fused=True)
     order_N = torch.cat([torch.randperm(len(pixels_NCHW)) for _ in range(steps * batch // len(pixels_NCHW) + 1)])
     for step in range(steps):
-        if step == steps // 2:
+        if step == half(steps):
             started = time.perf_counter()
         rows_B = order_N[step * batch : (step + 1) * batch]
         features = model(pixels_NCHW[rows_B], tokens_NL[rows_B])
         optimizer.zero_grad(set_to_none=True)
         loss(*features[:3]).backward()
         optimizer.step()
-    return (steps - steps // 2) * batch / (time.perf_counter() - started)
+    return (steps - half(steps)) * batch / (time.perf_counter() - started)
+
+
+def half(steps: int) -> int:
+    """The steps that are not counted; of an odd number the larger part, so that those after it are one metrics line."""
+    return -(-steps // 2)
 
 
 def training(folder: Path, workspace: str, workers: int, options: argparse.Namespace) -> Training:
@@ -117,13 +122,13 @@ def training(folder: Path, workspace: str, workers: int, options: argparse.Names
         {
             "workspace": str(folder / workspace),
             "data": [{"pool": {"format": "webdataset", "path": f"{folder}/pool/*.tar"}}],
-            "model": {"name": str(folder / "model.json")},
+            "model": {"name": str(folder / "model.json"), "precision": "float32"},
             "samples_seen": options.steps * options.batch,
             "batch_size": options.batch,
             "optimizer": {"learning_rate": RATE},
             "schedule": {"shape": "constant"},
-            "log_every": options.steps // 2,
-            "resources": {"workers": workers, "threads": options.threads // workers},
+            "log_every": half(options.steps),
+            "resources": {"workers": workers, "threads": options.threads // workers, "gpus": False},
         }
     )
 

@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     resources = Resources(workers=args.workers)
     with engine(resources, args.address) as workers, open_progress() as progress:
         latest, _ = open_run(store, workers=workers, progress=progress)
-        done = export(latest, settings)
+        with store.locked(progress.note):
+            done = export(latest, settings)
     time = "reused" if done.reused else f"{done.seconds:.1f} s"
     print_table(
         ("format", "path", "samples", "files", "bytes", "time"),

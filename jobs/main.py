@@ -1,7 +1,7 @@
 """Turns raw image-text pools into smaller, better training sets, on Ray.
 
 Exit codes: 0 done, 2 the config or the input is wrong (the message says what to change), 3 stopped by a limit,
-130 interrupted (the same command resumes), 1 anything else.
+130 interrupted, 143 terminated (the same command resumes), 1 anything else.
 """
 
 import argparse
@@ -10,23 +10,28 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from operators.errors import UserError, WinnowError
 from pipeline.failures import disk_error, winnow_error
 
 COMMANDS = {
+    "clean": "jobs.clean",
     "compare": "jobs.compare",
     "curate": "jobs.curate",
     "demo": "jobs.demo",
     "evaluate": "jobs.evaluate",
     "export": "jobs.export",
     "generate": "jobs.generate",
+    "rejects": "jobs.rejects",
     "report": "jobs.report",
     "train": "jobs.train",
+    "verify": "jobs.verify",
     "why": "jobs.why",
 }
 """Each module has `add_arguments(parser)`, `run(args) -> int`, and a docstring that is its help."""
@@ -39,17 +44,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; default those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    stopped_by: list[int] = []
     try:
-        args = _build_parser(arguments).parse_args(arguments)
-        status: int = args.run(args)
+        with _terminable(stopped_by):
+            args = _build_parser(arguments).parse_args(arguments)
+            status: int = args.run(args)
     except SystemExit as stop:  # argparse: 0 after --help and --version, 2 for arguments that are wrong
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
         _say("stopped; run the same command again to resume")
-        return 130
+        return 128 + next(iter(stopped_by), signal.SIGINT)
     except Exception as error:
         return _explain(error)
     return status
+
+
+@contextmanager
+def _terminable(stopped_by: list[int]) -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, and takes note of it."""
+
+    def interrupt(number: int, frame: object) -> None:
+        stopped_by.append(number)
+        raise KeyboardInterrupt  # and no kind of it: Ray raises one of its own in its place
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # in a thread, where nobody may
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

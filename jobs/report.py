@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     store = open_workspace(args)
     with engine(Resources(workers=args.workers), args.address) as workers, open_progress() as progress:
         latest, config = open_run(store, workers=workers, progress=progress)
-        write_report(latest, config.steps, summarise(latest, []))
+        with store.locked(progress.note):
+            write_report(latest, config.steps, summarise(latest, []))
     print(f"{location(store)}/{REPORT}")
     return 0

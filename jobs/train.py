@@ -35,8 +35,8 @@ def print_result(result: TrainingResult) -> None:
     waited = f"{result.data_wait_share:.1%}"
     row = (result.samples, result.samples_seen, result.steps, result.epochs, result.seconds, waited, result.loss)
     print_table(columns, [row])
-    if result.without_caption:
-        print(f"left out: {result.without_caption:,} kept samples without a caption")
+    for line in result.left_out:
+        print(f"left out: {line}")
     if result.reused:
         print("nothing to do: the model is there already (reused)")
     print(f"model: {result.model_path}")

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 from operators.evenness import effective_number
 
+_DRAWS = 20
+"""Enough that their mean is steady where samples are few, which is where they differ."""
+_MOST_EXACT = 10**9
+
 
 class Diversity(NamedTuple):
     """Of one set.
@@ -40,6 +44,27 @@ def diversity(sizes_K: NDArray[np.integer[Any]]) -> Diversity:
     return Diversity(total, math.log(effective), effective, float(sizes_K.max() / total))
 
 
-def has_collapsed(before: Diversity, after: Diversity, fraction: float) -> bool:
-    """Whether the effective number of clusters fell below a fraction of what it was."""
-    return after.effective < fraction * before.effective
+def thinned_diversity(sizes_K: NDArray[np.integer[Any]], samples: int, rng: np.random.Generator) -> Diversity:
+    """What the diversity of so many samples of a set would be, drawn at random without replacement.
+
+    Few samples show fewer clusters than many do, whatever they are: entropy is underestimated by about (K - 1) / 2n
+    (Miller 1955, "Note on the bias of information estimates"). So this is what a smaller set is to be held against.
+
+    Args:
+        sizes_K: the set.
+        samples: in [0, N].
+        rng: of the draws, over some of which each number is the mean.
+    """
+    total = int(sizes_K.sum())
+    assert 0 <= samples <= total, (samples, total)
+    if total < _MOST_EXACT:
+        drawn_RK = rng.multivariate_hypergeometric(sizes_K.astype(np.int64), samples, size=_DRAWS)
+    else:  # numpy draws without replacement from fewer only; of so many, it hardly matters
+        drawn_RK = rng.multinomial(samples, sizes_K / total, size=_DRAWS)
+    _, entropy, effective, largest = np.mean([diversity(drawn_K) for drawn_K in drawn_RK], axis=0).tolist()
+    return Diversity(samples, entropy, effective, largest)
+
+
+def has_collapsed(at_random: Diversity, after: Diversity, fraction: float) -> bool:
+    """Whether the effective number of clusters is below a fraction of that of as many samples at random."""
+    return after.effective < fraction * at_random.effective

@@ -7,8 +7,9 @@
     |   |   `-- InputChanged     a file that was replaced while it was read
     |   |-- ModelError           weights, names or towers of a model
     |   `-- WorkspaceError       a workspace that cannot be written, read or trusted
+    |       `-- DamagedError     one file of it that is not what was written; the message begins with its path
     |-- LimitExceeded            exit code 3: a limit of the config stopped the run
-    |-- TrainingDiverged         exit code 3: the loss of a training is no number any more
+    |-- TrainingDiverged         exit code 3: loss, gradient or weights of a training are no numbers any more
     `-- UnusableImage            operators.images: one image that costs its sample; never leaves the reading
 
 Each survives pickling, so that it crosses process borders whole; all but `UnusableImage` take one message.
@@ -56,6 +57,10 @@ class WorkspaceError(UserError):
     """A workspace that cannot be written, read or trusted."""
 
 
+class DamagedError(WorkspaceError):
+    """A file of a workspace that is cut, changed, unreadable or gone. The first word of the message is its path."""
+
+
 class LimitExceeded(WinnowError):
     """A limit of the config stopped the run before anything downstream of it began."""
 
@@ -63,6 +68,6 @@ class LimitExceeded(WinnowError):
 
 
 class TrainingDiverged(WinnowError):
-    """The loss of a training is no number any more; the state before that is saved."""
+    """Loss, gradient or weights of a training are no finite numbers any more; a state before that is saved."""
 
     exit_code = 3

@@ -2,17 +2,22 @@
 
 Layout, relative to the workspace:
 
-    <step>/<hash>/<part id>/<sha256>.parquet     a part's rows, named by their content
-    <step>/<hash>/<part id>/part.json            the commit: it names the file above, its rows and counts
-    <step>/<hash>/manifest-<digest>.json         lists the parts of one pool; written last
+    <step>/<hash>/<part id>/<sha256>-<crc>.parquet    a part's rows, named by their content and the CRC of the footer
+    <step>/<hash>/<part id>/part.json                 the commit: it names the file above, its rows and counts
+    <step>/<hash>/<anything>                          what a step finds before it goes over the shards: a fit, quotas
+    <step>/<hash>/manifest-<digest>.json              lists the parts of one pool and the files beside; written last
 
 A part id is a digest of the shard's fingerprint, of how it is read, and of the rows that entered where only some did.
 So one new shard costs one new part. A file that no `part.json` names is what a dead attempt left behind: never read.
 """
 
+import hashlib
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +27,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from operators.errors import WorkspaceError
+from pipeline.integrity import Checksum, checksum, damaged, footer_checksum, read_parquet, read_sealed, reading, sealed
 from pipeline.storage import Store, digest, file_sha256
 
 FORMAT_VERSION = 1
 ROW_GROUP_ROWS = 8192
+
+_BESIDE = re.compile(r"[\w.-]+/[0-9a-f]{16}/\S+")
+"""What a text in the info of an artifact looks like that is the path of a file in the workspace."""
+_HASHED_AT_ONCE = 8
 
 _REPETITIVE = {"reason", "ext", "shard"}
 _PACKAGES = ("winnow", "numpy", "pyarrow", "ray", "torch", "open_clip_torch", "timm", "pillow")
@@ -69,6 +79,8 @@ class Artifact:
         info: the step's own results and settings, as the manifest shows them.
         reused: whether the manifest was there before this run.
         seconds: wall time of the run that made it.
+        reads: the manifests of the artifacts that it was made from.
+        files: the files that the info names, by path.
     """
 
     step: str
@@ -77,6 +89,13 @@ class Artifact:
     info: Mapping[str, Any] = field(default_factory=dict)
     reused: bool = False
     seconds: float = 0.0
+    reads: tuple[str, ...] = ()
+    files: Mapping[str, Checksum] = field(default_factory=dict)
+
+    @property
+    def manifest(self) -> str:
+        """The name of its manifest."""
+        return manifest_name(self.folder, (part.id for part in self.parts))
 
     @property
     def digest(self) -> str:
@@ -117,19 +136,22 @@ def publish_part(store: Store, folder: str, draft: Part, tables: Iterable[pa.Tab
     with store.scratch(home) as scratch:
         rows = _write_parquet(scratch, tables, schema)
         sha256 = file_sha256(scratch)
-        path = f"{home}/{sha256[:16]}.parquet"
+        with scratch.open("rb") as file:
+            path = f"{home}/{sha256[:16]}-{footer_checksum(file)}.parquet"
         size = scratch.stat().st_size
         if not store.publish_file(scratch, path):
             raise WorkspaceError(f"{store.url}/{path} must hold the content it is named by, got other bytes")
     part = replace(draft, path=path, rows=rows, size=size, sha256=sha256)
-    if store.publish_json(f"{home}/part.json", asdict(part)):
+    if store.publish(f"{home}/part.json", sealed(asdict(part))):
         return part
     return read_part(store, home)
 
 
 def read_part(store: Store, home: str) -> Part:
-    """The committed record of a part's folder."""
-    return Part(**store.read_json(f"{home}/part.json"))
+    """The committed record of a part's folder. Raises FileNotFoundError, DamagedError."""
+    record = read_sealed(store, f"{home}/part.json")
+    with reading(store, f"{home}/part.json"):
+        return Part(**record)
 
 
 def published_parts(store: Store, folder: str, part_ids: Iterable[str]) -> dict[str, Part]:
@@ -148,15 +170,34 @@ def find_part(store: Store, home: str) -> Part | None:
 
 
 def read_columns(store: Store, path: str, columns: list[str] | None = None) -> pa.Table:
-    """Some columns of a part, or all of them."""
-    with store.open(path) as file:
-        return pq.read_table(file, columns=columns, use_threads=False)
+    """Some columns of a part, or of another Parquet file of a workspace, or all of them. Raises DamagedError."""
+    with reading(store, path), store.open(path) as file:
+        return read_parquet(file, path, columns)
+
+
+def publish_beside(store: Store, path: str, data: bytes) -> None:
+    """Writes what a step has found before it goes over the shards: a function of its address, whoever writes it.
+
+    Other bytes that are there already are damaged, and no manifest vouches for them: the step is not finished.
+    """
+    if not store.publish(path, data):
+        store.replace(path, data)
+
+
+def read_beside(store: Store, artifact: Artifact, path: str) -> bytes:
+    """A file that the info of an artifact names. Raises DamagedError."""
+    with reading(store, path):
+        data = store.read(path)
+    known = artifact.files.get(path)
+    if known and (got := hashlib.sha256(data).hexdigest()) != known.sha256:
+        raise damaged(store, path, f"the SHA-256 {got}, not {known.sha256}")
+    return data
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """A small table as a Parquet file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return cast(bytes, sink.getvalue().to_pybytes())
 
 
@@ -167,17 +208,20 @@ def manifest_name(folder: str, part_ids: Iterable[str]) -> str:
 
 def publish_manifest(store: Store, artifact: Artifact, settings: Mapping[str, Any]) -> Artifact:
     """Publishes an artifact whole. What another run published first for the same parts is what counts."""
-    name = manifest_name(artifact.folder, (part.id for part in artifact.parts))
+    name = artifact.manifest
+    artifact = replace(artifact, files=_checksums(store, artifact))
     record = {
         "format_version": FORMAT_VERSION,
         "step": artifact.step,
         "settings": settings,
         "packages": package_versions(),
         "info": artifact.info,
+        "reads": artifact.reads,
+        "files": {path: asdict(file) for path, file in artifact.files.items()},
         "seconds": artifact.seconds,
         "parts": [asdict(part) for part in artifact.parts],
     }
-    if store.publish_json(name, record):
+    if store.publish(name, sealed(record)):
         return artifact
     return read_manifest(store, artifact.folder, name)
 
@@ -188,14 +232,34 @@ def read_manifest(store: Store, folder: str, name: str) -> Artifact:
     Raises:
         FileNotFoundError: it is not there.
         WorkspaceError: it was written by another format version.
+        DamagedError: it is not what was written.
     """
-    record = store.read_json(name)
+    record = read_sealed(store, name)
     if record.get("format_version") != FORMAT_VERSION:
         raise WorkspaceError(
             f"{store.url}/{name} must have format_version {FORMAT_VERSION}, got {record.get('format_version')}"
         )
-    parts = tuple(Part(**part) for part in record["parts"])
-    return Artifact(record["step"], folder, parts, record["info"], True, record["seconds"])
+    with reading(store, name):
+        parts = tuple(Part(**part) for part in record["parts"])
+        files = {path: Checksum(**file) for path, file in record.get("files", {}).items()}
+        facts = record["info"], True, record["seconds"], tuple(record.get("reads", ()))
+        return Artifact(record["step"], folder, parts, *facts, files)
+
+
+def named_files(info: Any) -> Iterator[str]:
+    """The paths of files in the workspace that an artifact's info names."""
+    if isinstance(info, str):
+        if _BESIDE.fullmatch(info):
+            yield info
+    elif isinstance(info, Mapping | list | tuple):
+        for value in info.values() if isinstance(info, Mapping) else info:
+            yield from named_files(value)
+
+
+def _checksums(store: Store, artifact: Artifact) -> dict[str, Checksum]:
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        paths = sorted(set(named_files(artifact.info)))
+        return dict(zip(paths, pool.map(partial(checksum, store), paths), strict=True))
 
 
 def mask_digest(kept_N: NDArray[np.bool_]) -> str:
@@ -214,7 +278,8 @@ def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) ->
     waiting: list[pa.Table] = []
     # Embeddings are noise to a compressor, and dictionaries of unique values are waste.
     dictionary = [item.name for item in schema if pa.types.is_string(item.type) and item.name in _REPETITIVE]
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary) as writer:
+    options = {"compression": "zstd", "use_dictionary": dictionary, "write_page_checksum": True}
+    with pq.ParquetWriter(path, schema, **options) as writer:
         for table in tables:
             rows += table.num_rows
             waiting.append(table)

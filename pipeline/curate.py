@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from operators.encoders.settings import StoredSettings
 from operators.errors import ModelError
@@ -17,6 +18,7 @@ from pipeline.listing import check_source, list_shards
 from pipeline.models import check_model, decide_precision
 from pipeline.pool import Shard
 from pipeline.progress import Progress, open_progress
+from pipeline.quarantine import rebuilding
 from pipeline.record import write_record
 from pipeline.report.build import write_report
 from pipeline.run import Modality, Run
@@ -68,23 +70,30 @@ def run_curation(config: Curation, address: str | None = None) -> Summary:
 def curate(config: Curation, shards: Sequence[Shard], *, workers: int, progress: Progress) -> Summary:
     """Runs every step of a checked config on a Ray that is up.
 
+    What is found damaged in the workspace on the way is moved out of it and made again.
+
     Raises:
         UserError, LimitExceeded: nothing half-done is visible; a later run goes on from what was published.
     """
     config = config.resolved()
-    run = start_run(config, shards, workers=workers, progress=progress)
     with config.store.locked(progress.note):
-        for _ in run_steps(run, config.steps):
-            pass
-        for target in config.export:
-            make(run, embeddings_for(run, target))
-        run.artifacts["ledger"] = write_ledger(run, run.verdicts)
-        write_record(config, run)
-        exports = [export(run, settings) for settings in config.export]
-        summary = summarise(run, exports)
-        write_summary(run, summary)
-        if config.report:
-            write_report(run, config.steps, summary)
+        work = partial(_curate, config, shards, workers, progress)
+        return rebuilding(config.store, progress, workers, work)
+
+
+def _curate(config: Curation, shards: Sequence[Shard], workers: int, progress: Progress) -> Summary:
+    run = start_run(config, shards, workers=workers, progress=progress)
+    for _ in run_steps(run, config.steps):
+        pass
+    for target in config.export:
+        make(run, embeddings_for(run, target))
+    run.artifacts["ledger"] = write_ledger(run, run.verdicts)
+    write_record(config, run)
+    exports = [export(run, settings) for settings in config.export]
+    summary = summarise(run, exports)
+    write_summary(run, summary)
+    if config.report:
+        write_report(run, config.steps, summary)
     return summary
 
 

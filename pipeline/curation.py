@@ -11,14 +11,14 @@ from pipeline.config.yaml_values import KeyPath
 from pipeline.engine import Resources
 from pipeline.export.settings import ClipRetrievalExport, Export, SemdedupExport, needs_images
 from pipeline.models import mismatch
-from pipeline.paths import resolve, resolve_model, resolve_source
+from pipeline.paths import hand_down, resolve, resolve_model, resolve_source
 from pipeline.pool import Pool, names_password
 from pipeline.steps.base import NAME, Step
 from pipeline.steps.registry import AnyStep
 from pipeline.storage import Store, absolute
 from pipeline.stream.work import SAMPLES_SCHEMA
 
-_RESERVED = {"samples", "unique_uid", "ledger", "report", "pieces", "pool", "exports", *SAMPLES_SCHEMA.names}
+_RESERVED = {"samples", "unique_uid", "ledger", "report", "pieces", "damaged", "pool", "exports", *SAMPLES_SCHEMA.names}
 
 
 class Curation(BaseModel):
@@ -64,6 +64,10 @@ class Curation(BaseModel):
             "export": tuple(resolve(export, ("path",)) for export in self.export),
         }
         return self.model_copy(update=resolved)
+
+    @model_validator(mode="after")
+    def _hand_down(self) -> Self:
+        return hand_down(self)
 
     @model_validator(mode="after")
     def _check_passwords(self) -> Self:

@@ -12,6 +12,7 @@ import ray.data
 
 from operators.encoders.settings import OpenClipSettings
 from operators.errors import InputError, ModelError
+from pipeline.artifact import read_beside
 from pipeline.curate import run_curation
 from pipeline.curation import Curation
 from pipeline.engine import Resources
@@ -22,10 +23,10 @@ from pipeline.steps.filter import Filter
 from pipeline.steps.score import Score
 from pipeline.steps.thresholds import Threshold, ThresholdFile
 from pipeline.storage import Store, absolute, digest
-from pipeline.training.finished import MODEL, ORIGIN_NAME, WEIGHTS_NAME
+from pipeline.training.finished import MODEL, WEIGHTS_NAME
 from pipeline.training.settings import Data, Recipe, Training
 from pipeline.training.trainer import TrainingResult, run_training
-from pipeline.weights import CONFIG_NAME
+from pipeline.weights import CONFIG_NAME, ORIGIN_NAME
 
 Pairs: TypeAlias = "ray.data.Dataset | Data | Mapping[str, Any] | str | os.PathLike[str]"
 """A Ray Dataset with columns of encoded images (`image`, `jpg`, `png`, ...) and captions (`text` or `caption`); a pool,
@@ -98,9 +99,10 @@ class DataFilteringNetwork:
             raise InputError("recipe must be given to DataFilteringNetwork in order to train, got none")
         place = {"workspace": f"{self._store.url}/{_HOME}", "storage": dict(self._store.options)}
         own = {**place, "seed": self._seed, "data": (self._open(dataset),)}
-        result = run_training(Training.model_validate({**dict(self._recipe), **own}), self._address)
-        if not result.reused:
-            self._store.remove(_THRESHOLD)
+        with self._store.locked():
+            result = run_training(Training.model_validate({**dict(self._recipe), **own}), self._address)
+            if not result.reused:
+                self._store.remove(_THRESHOLD)
         return result
 
     def filter(
@@ -109,8 +111,8 @@ class DataFilteringNetwork:
         """Keeps the pairs that the network finds aligned.
 
         Args:
-            dataset: pairs. Those of a workspace are judged there: two steps follow its own, in place of those of an
-                earlier call, and its exports are not written again.
+            dataset: pairs. Those of a workspace are judged after its own steps, which are repeated in a workspace of
+                this network's; the one that was given stays as it is.
             keep_fraction: share to keep, which fixes the threshold. Default: apply the one that was fixed before to
                 each pair alone.
             estimate_on: a larger set's threshold is fixed on so many drawn pairs of it.
@@ -121,19 +123,23 @@ class DataFilteringNetwork:
             say what became of every pair, and which `train`, `filter` and every job of Winnow take in turn.
 
         Raises:
-            InputError: there is neither a share nor a threshold.
+            InputError: there is neither a share nor a threshold, or the share is none.
             UserError, LimitExceeded: as `winnow curate`.
         """
         if keep_fraction is None and self.threshold is None:
             raise InputError("keep_fraction must be given where no threshold has been fixed yet, got neither")
+        if keep_fraction is not None and not 0 < keep_fraction <= 1:
+            raise InputError(f"keep_fraction must be in (0, 1], got {keep_fraction}")
         fixed = {"threshold": self._threshold_file}
         rule = fixed if keep_fraction is None else {"keep_fraction": keep_fraction, "estimate_on": estimate_on}
         judge = Filter.model_validate({"step": "filter", "name": _FILTER, "score": SCORE, **rule})
         config = self._curation(self._open(dataset), judge)
-        run_curation(config, self._address)
-        run, _ = open_run(config.store, workers=1, progress=Progress())
-        if keep_fraction is not None:
-            self._store.replace(_THRESHOLD, run.store.read(run.artifacts[_FILTER].info["threshold_file"]))
+        with self._store.locked():
+            run_curation(config, self._address)
+            run, _ = open_run(config.store, workers=1, progress=Progress())
+            if keep_fraction is not None:
+                judged = run.artifacts[_FILTER]
+                self._store.replace(_THRESHOLD, read_beside(run.store, judged, judged.info["threshold_file"]))
         return kept_rows(run, SCORE) if isinstance(dataset, ray.data.Dataset) else config.store.url
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -160,10 +166,11 @@ class DataFilteringNetwork:
         missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if not source.exists(name)]
         if missing:
             raise ModelError(f"{source.url} must hold {WEIGHTS_NAME} and {CONFIG_NAME}, got no {missing[0]}")
-        _copy(source, Store(f"{network._store.url}/{_HOME}/{MODEL}", network._store.options))
-        network._store.remove(_THRESHOLD)
-        if source.exists(_THRESHOLD):
-            network._store.replace(_THRESHOLD, source.read(_THRESHOLD))
+        with network._store.locked():
+            _copy(source, Store(f"{network._store.url}/{_HOME}/{MODEL}", network._store.options))
+            network._store.remove(_THRESHOLD)
+            if source.exists(_THRESHOLD):
+                network._store.replace(_THRESHOLD, source.read(_THRESHOLD))
         return network
 
     def _open(self, dataset: Pairs) -> Data:
@@ -178,23 +185,28 @@ class DataFilteringNetwork:
         if data.captions is not None:
             raise InputError("filter must be given pairs with captions of their own, got classes to make captions of")
         if data.pool is not None:
-            workspace = f"{self._store.url}/filtered/{digest(data.pool.model_dump(mode='json'))}"
-            before = Curation(pool=data.pool, workspace=workspace, storage=dict(self._store.options), seed=self._seed)
+            before = Curation(pool=data.pool, workspace=self._store.url, seed=self._seed)
         else:
             assert data.workspace is not None
-            store = Store(absolute(data.workspace), data.storage)
-            _, before = open_run(store, workers=1, progress=Progress())
-            before = before.model_copy(update={"workspace": store.url, "storage": data.storage, "export": ()})
+            _, before = open_run(Store(absolute(data.workspace), data.storage), workers=1, progress=Progress())
+        source = data.pool.model_dump(mode="json") if data.pool else absolute(str(data.workspace))
         folder = self.model_path
         network = OpenClipSettings(library="open_clip", name=f"{folder}/{CONFIG_NAME}", weights=folder)
         own = (Score(step="score", name=SCORE, model=_NETWORK), judge)
         steps = tuple(step for step in before.steps if step.title not in (SCORE, _FILTER))
-        changes = {"models": {**before.models, _NETWORK: network}, "steps": (*steps, *own)}
-        return Curation(**{**dict(before), **changes, "resources": self._resources})
+        changes = {
+            "workspace": f"{self._store.url}/filtered/{digest(source)}",
+            "storage": dict(self._store.options),
+            "models": {**before.models, _NETWORK: network},
+            "steps": (*steps, *own),
+            "export": (),
+            "resources": self._resources,
+        }
+        return Curation(**{**dict(before), **changes})
 
     @property
     def _threshold_file(self) -> ThresholdFile:
-        return ThresholdFile(file=f"{self._store.url}/{_THRESHOLD}")
+        return ThresholdFile(file=f"{self._store.url}/{_THRESHOLD}", storage=dict(self._store.options))
 
 
 def _copy(source: Store, target: Store) -> None:

@@ -169,4 +169,10 @@ def _publish(run: Run, target: _Target, made: dict[str, Part], seconds: float) -
     parts = tuple(
         replace(made[part_id], shard=shard.name) for part_id, shard in zip(target.ids, run.shards, strict=True)
     )
-    return publish_manifest(run.store, Artifact(target.name, target.folder, parts, seconds=seconds), target.settings)
+    reads = (
+        ()
+        if target.name == "samples"
+        else tuple(artifact.manifest for artifact in (run.samples, run.entering) if artifact)
+    )
+    artifact = Artifact(target.name, target.folder, parts, seconds=seconds, reads=reads)
+    return publish_manifest(run.store, artifact, target.settings)

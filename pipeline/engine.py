@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +23,13 @@ _STDERR = 2
 
 _REACH_SECONDS = 10
 
-_IDLE, _IDLE_MILLISECONDS = "RAY_idle_worker_killing_time_threshold_ms", 30_000
-"""Ray ends an idle worker after a second when all CPUs are taken, so each deal of a training would start a process."""
+_OPTIONS = {
+    # Ray ends an idle worker after a second when all CPUs are taken: each deal of a training would start a process.
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
+    # Above four times this number Ray warns of its own processes, and the actors of a few trainings are as many.
+    "RAY_worker_maximum_startup_concurrency": "16",
+}
+"""Of a Ray that is started here, unless the environment has others."""
 
 
 class Resources(BaseModel):
@@ -55,7 +62,8 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
         stack.enter_context(_core_log())
         if not joined:
             stack.callback(ray.shutdown)
-            _connect(resources, address or os.environ.get("RAY_ADDRESS"))
+            with _terminable_as_before():
+                _connect(resources, address or os.environ.get("RAY_ADDRESS"))
         check_threads(resources.threads)
         # Progress is shown by the jobs themselves; Ray Data would draw its own bars and log that it does not.
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -84,6 +92,17 @@ def _core_log() -> Iterator[None]:
         finally:
             sys.stderr = sys.__stderr__
             os.dup2(own.fileno(), _STDERR)
+
+
+@contextlib.contextmanager
+def _terminable_as_before() -> Iterator[None]:
+    """Keeps what SIGTERM does, where someone has seen to that: Ray would have it do something of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_reachable(address: str) -> None:
@@ -120,13 +139,14 @@ def _inherited() -> Iterator[None]:
     does not stand in for the standard library's.
     """
     paths = [*filter(None, sys.path), str(Path.cwd())]
-    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), _IDLE: os.environ.get(_IDLE, str(_IDLE_MILLISECONDS))}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", *_OPTIONS)}
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    for name, value in _OPTIONS.items():
+        os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, earlier in before.items():
             del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
+            if earlier is not None:
+                os.environ[name] = earlier

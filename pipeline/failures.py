@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from operators import errors
 from operators.errors import WinnowError
 
-_DISK_ERRORS = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
+_DISK_ERRORS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 _PRINTED_OURS = re.compile(rf"^{re.escape(errors.__name__)}\.(\w+): (.*?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 _PRINTED_DISK = re.compile(r"^(?:OSError|PermissionError): (\[Errno (\d+)\] .*)$", re.MULTILINE)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.artifact import parquet_bytes, read_columns
 from pipeline.shuffle import PARTITION, num_partitions, shuffle
@@ -44,11 +43,11 @@ class Findings:
     def of(self, shard: str) -> pa.Table:
         """The rows of one shard, by row."""
         unit = bisect.bisect_left(self.shards, shard)
-        try:
-            with self.store.open(f"{self.folder}/{unit // _SHARDS_PER_GROUP:06d}.parquet") as file:
-                return pq.read_table(file, filters=pc.field("unit") == unit, use_threads=False)
-        except FileNotFoundError:
+        path = f"{self.folder}/{unit // _SHARDS_PER_GROUP:06d}.parquet"
+        if not self.store.exists(path):
             return self.schema.empty_table()
+        rows = read_columns(self.store, path)
+        return rows.filter(pc.equal(rows["unit"], unit))
 
 
 def write_found(store: Store, path: str, rows: pa.Table) -> pa.Table:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.integrity import read_arrays
 from pipeline.storage import Store
 
 UNFINISHED = "iterations"
@@ -42,8 +43,8 @@ class Iterations:
         names = self._names()
         if not names:
             return None
-        with np.load(io.BytesIO(self.store.read(names[-1])), allow_pickle=False) as arrays:
-            return State(arrays["centroids_KD"], tuple(arrays["inertia"].tolist()), bool(arrays["repaired"]))
+        arrays = read_arrays(self.store, names[-1])
+        return State(arrays["centroids_KD"], tuple(arrays["inertia"].tolist()), bool(arrays["repaired"]))
 
     def save(self, state: State) -> None:
         """Saves a state, then removes those before it."""

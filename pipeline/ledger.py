@@ -16,10 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from operators.errors import WorkspaceError
 from pipeline.artifact import read_columns
+from pipeline.integrity import read_sealed, reading
 from pipeline.storage import Store
 
 MANIFEST = "ledger.json"
@@ -29,11 +29,13 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("uid", "shard", "key", "ver
 
 @dataclass(frozen=True)
 class LedgerFile:
-    """One file of the ledger: the uids that begin with `prefix`."""
+    """One file of the ledger: the uids that begin with `prefix`. Size and SHA-256 are missing in older ledgers."""
 
     prefix: str
     path: str
     rows: int
+    size: int = 0
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,13 @@ class Ledger:
 
 
 def find_ledger(store: Store) -> Ledger | None:
-    """The ledger of the latest run that finished, if any."""
+    """The ledger of the latest run that finished, if any. Raises DamagedError."""
     try:
-        record = store.read_json(MANIFEST)
+        record = read_sealed(store, MANIFEST)
     except FileNotFoundError:
         return None
-    return Ledger(record["digest"], record["digits"], tuple(LedgerFile(**file) for file in record["files"]))
+    with reading(store, MANIFEST):
+        return Ledger(record["digest"], record["digits"], tuple(LedgerFile(**file) for file in record["files"]))
 
 
 def open_ledger(store: Store) -> Ledger:
@@ -78,8 +81,8 @@ def find_rows(store: Store, uid: str) -> list[dict[str, Any]]:
     ledger = open_ledger(store)
     for file in ledger.files:
         if file.prefix == uid[: ledger.digits]:
-            with store.open(file.path) as source:
-                rows = pq.read_table(source, filters=pc.field("uid") == uid, use_threads=False).to_pylist()
+            table = read_columns(store, file.path)
+            rows = table.filter(pc.equal(table["uid"], uid)).to_pylist()
             return [row | {"detail": json.loads(row["detail"])} for row in rows]
     return []
 

@@ -3,6 +3,7 @@
 What the ledger holds, and how it is read, is in `pipeline.ledger`.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,17 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifact import Artifact, Part, parquet_bytes, read_columns
+from pipeline.integrity import sealed
 from pipeline.ledger import MANIFEST, SCHEMA, Ledger, LedgerFile, find_ledger
 from pipeline.run import Run
 from pipeline.shuffle import PARTITION, num_partitions, shuffle
-from pipeline.storage import Store, digest, to_json
+from pipeline.storage import Store, digest
 
 LEDGER_VERSION = 1
 _ROWS_PER_FILE = 1_000_000
 
 
 @dataclass(frozen=True)
-class _Unit:
+class ShardVerdicts:
     """Where the verdicts about one shard lie: the samples, then (step title, verdict part) in order."""
 
     samples: str
@@ -43,21 +45,18 @@ def write_ledger(run: Run, verdicts: Sequence[Artifact]) -> Artifact:
         an artifact without parts of its own, for the summary.
     """
     started = time.monotonic()
-    address = digest(LEDGER_VERSION, run.samples.digest, [(artifact.step, artifact.digest) for artifact in verdicts])
+    address = ledger_address(run.samples, verdicts)
     current = find_ledger(run.store)
     if current and current.digest == address and _is_whole(run.store, current):
         _remove_others(run.store, current)
         return _as_artifact(current, reused=True)
     digits = max(1, len(f"{run.samples.rows // _ROWS_PER_FILE:x}"))
-    units = [
-        _Unit(part.path, tuple((artifact.step, artifact.parts[i].path) for artifact in verdicts))
-        for i, part in enumerate(run.samples.parts)
-    ]
+    units = shard_verdicts(run.samples, verdicts)
     partitions = min(16**digits, num_partitions(run.samples.rows))
     with run.progress.step("ledger", run.samples.rows) as progress:
         written = shuffle(
             units,
-            partial(_ledger_rows, run.store, digits, partitions),
+            partial(ledger_rows, run.store, digits, partitions),
             partial(_write_files, run.store, address),
             partitions=partitions,
             workers=run.workers,
@@ -68,12 +67,26 @@ def write_ledger(run: Run, verdicts: Sequence[Artifact]) -> Artifact:
             progress.advance(sum(receipts["rows"].to_pylist()))
     ledger = Ledger(address, digits, tuple(sorted(files, key=lambda file: file.prefix)))
     assert ledger.rows == run.samples.rows, f"the ledger has {ledger.rows} rows for {run.samples.rows} samples"
-    run.store.replace(MANIFEST, to_json(asdict(ledger)))
+    run.store.replace(MANIFEST, sealed(asdict(ledger)))
     _remove_others(run.store, ledger)
     return _as_artifact(ledger, seconds=round(time.monotonic() - started, 3))
 
 
-def _ledger_rows(store: Store, digits: int, partitions: int, unit: _Unit) -> pa.Table:
+def ledger_address(samples: Artifact, verdicts: Sequence[Artifact]) -> str:
+    """Names the ledger of these samples and verdicts."""
+    return digest(LEDGER_VERSION, samples.digest, [(artifact.step, artifact.digest) for artifact in verdicts])
+
+
+def shard_verdicts(samples: Artifact, verdicts: Sequence[Artifact]) -> list[ShardVerdicts]:
+    """What the ledger is made from, shard by shard."""
+    return [
+        ShardVerdicts(part.path, tuple((artifact.step, artifact.parts[i].path) for artifact in verdicts))
+        for i, part in enumerate(samples.parts)
+    ]
+
+
+def ledger_rows(store: Store, digits: int, partitions: int, unit: ShardVerdicts) -> pa.Table:
+    """The rows of one shard, with the columns `PARTITION`, `prefix` and `row` beside those of the ledger."""
     samples = read_columns(store, unit.samples, ["uid", "shard", "key", "row"])
     num_rows = samples.num_rows
     verdict = np.full(num_rows, "kept", dtype=object)
@@ -118,15 +131,18 @@ def _json(value: dict[str, Any]) -> str:
 def _write_files(store: Store, address: str, block: pa.Table) -> pa.Table:
     """Writes the files of a block that holds each of its prefixes whole; gives a receipt for each."""
     prefixes = sorted(pc.unique(block["prefix"]).to_pylist())
-    paths, counts = [], []
+    paths, counts, sizes, hashes = [], [], [], []
     for prefix in prefixes:
         rows = block.filter(pc.equal(block["prefix"], prefix))
         rows = rows.sort_by([("uid", "ascending"), ("shard", "ascending"), ("row", "ascending")])
         paths.append(f"ledger/{prefix}-{address}.parquet")
         counts.append(rows.num_rows)
-        store.replace(paths[-1], parquet_bytes(rows.select(SCHEMA.names)))
-    types = {"prefix": pa.string(), "path": pa.string(), "rows": pa.int64()}
-    return pa.table([prefixes, paths, counts], schema=pa.schema(types))
+        data = parquet_bytes(rows.select(SCHEMA.names))
+        sizes.append(len(data))
+        hashes.append(hashlib.sha256(data).hexdigest())
+        store.replace(paths[-1], data)
+    types = {"prefix": pa.string(), "path": pa.string(), "rows": pa.int64(), "size": pa.int64(), "sha256": pa.string()}
+    return pa.table([prefixes, paths, counts, sizes, hashes], schema=pa.schema(types))
 
 
 def _as_artifact(ledger: Ledger, *, reused: bool = False, seconds: float = 0.0) -> Artifact:
@@ -136,7 +152,8 @@ def _as_artifact(ledger: Ledger, *, reused: bool = False, seconds: float = 0.0) 
 
 
 def _is_whole(store: Store, ledger: Ledger) -> bool:
-    return {file.path for file in ledger.files} <= store.find("ledger").keys()
+    sizes = store.find("ledger")
+    return all(sizes.get(file.path) == (file.size or sizes.get(file.path, 0)) for file in ledger.files)
 
 
 def _remove_others(store: Store, ledger: Ledger) -> None:

@@ -233,7 +233,7 @@ def _find_files(source: Source, fs: Any, root: str) -> list[_File]:
         else:
             raise InputError(f"pool path must exist, got {source.path}")
         if source.format == "datacomp" and path.endswith(_TABLE):
-            found |= fs.glob(path.removesuffix(_TABLE) + ".npz", detail=True)
+            found |= retry(lambda: fs.glob(path.removesuffix(_TABLE) + ".npz", detail=True))
     except InputError:
         raise
     except Exception as error:
@@ -267,7 +267,7 @@ def _find_file(source: Source, fs: Any, key: str, url: str, *, is_named: bool) -
         if is_named:
             raise InputError(f"{key} must be a file, got {url}")
         return []
-    info = fs.info(path)
+    info = retry(lambda: fs.info(path))
     return [_File(path, posixpath.basename(path), info["size"], version_of(info))]
 
 

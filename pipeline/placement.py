@@ -25,8 +25,22 @@ def num_actors(workers: int, threads: int, *, on_gpus: bool = False) -> int:
         ConfigError: no node has so many CPUs.
     """
     check_threads(threads)
-    room = sum(_room(node, threads, on_gpus=on_gpus) for node in _live_nodes())
-    return min(max(1, workers // threads), room)
+    return min(max(1, workers // threads), room(threads, on_gpus=on_gpus))
+
+
+def room(threads: int, *, on_gpus: bool = False) -> int:
+    """How many actors of so many threads, and a GPU each where `on_gpus`, the nodes hold at once; 0 or more."""
+    return sum(_room(node, threads, on_gpus=on_gpus) for node in _live_nodes())
+
+
+def most_threads(workers: int, *, on_gpus: bool = False) -> int:
+    """The most threads that each of so many actors can have while the nodes hold them all; 0 where they never do."""
+    nodes = _live_nodes()
+    largest = max(int(node.get("CPU", 0)) for node in nodes)
+    rooms = (
+        (threads, sum(_room(node, threads, on_gpus=on_gpus) for node in nodes)) for threads in range(largest, 0, -1)
+    )
+    return next((threads for threads, held in rooms if held >= workers), 0)
 
 
 def check_threads(threads: int, key: str = "resources.threads") -> None:
@@ -43,3 +57,8 @@ def _room(node: Mapping[str, float], threads: int, *, on_gpus: bool) -> int:
 
 def _live_nodes() -> list[Mapping[str, Any]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def most_memory() -> int:
+    """Bytes that Ray counts as the memory of the largest node for tasks and actors; 0 where it counts none."""
+    return max(int(node.get("memory", 0)) for node in _live_nodes())

@@ -132,6 +132,13 @@ class Source(BaseModel):
             return self.require_text
         return self.format == "webdataset" or self.text_column is not None
 
+    @property
+    def without_text(self) -> Self:
+        """The same where text is of no use: none is asked for, unless the config does so."""
+        # Only where it changes anything: otherwise what was read before is found again.
+        needless = self.require_text is None and self.needs_text
+        return self.model_copy(update={"require_text": False}) if needless else self
+
 
 class Pool(BaseModel):
     """The input and its limits. In a config, a single source's keys may stand inline instead of in `sources`.
@@ -178,6 +185,11 @@ class Pool(BaseModel):
         if not sources:
             raise ValueError("must have at least one source")
         return sources
+
+    @property
+    def without_text(self) -> Self:
+        """The same with its sources `without_text`."""
+        return self.model_copy(update={"sources": tuple(source.without_text for source in self.sources)})
 
 
 @dataclass(frozen=True, slots=True)

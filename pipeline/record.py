@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from operators.errors import WorkspaceError
-from pipeline.artifact import Artifact, manifest_name, read_manifest
+from pipeline.artifact import Artifact, read_manifest
 from pipeline.config.loader import canonical
 from pipeline.curation import Curation
 from pipeline.embed import samples_id
+from pipeline.integrity import read_sealed, sealed
 from pipeline.listing import list_shards
 from pipeline.pool import names_password
 from pipeline.progress import Progress
 from pipeline.run import Run
-from pipeline.storage import Store, to_json
+from pipeline.storage import Store
 
 RECORD = "run.json"
 _PUBLIC = {
@@ -35,9 +36,23 @@ def write_record(config: Curation, run: Run) -> None:
         "embeddings": [[model, modality, run.embeddings[model, modality].step] for model, modality in run.embeddings],
         "verdicts": [artifact.step for artifact in run.verdicts],
     }
-    data = to_json(record)
+    data = sealed(record)
     if not (run.store.exists(RECORD) and run.store.read(RECORD) == data):
         run.store.replace(RECORD, data)
+
+
+def read_record(store: Store) -> dict[str, Any]:
+    """What `write_record` wrote: `config`, and where `artifacts`, `clusters`, `embeddings` and `verdicts` lie.
+
+    Raises:
+        WorkspaceError: no run has finished here.
+        DamagedError: it is not what was written.
+    """
+    try:
+        record: dict[str, Any] = read_sealed(store, RECORD)
+    except FileNotFoundError as error:
+        raise WorkspaceError(f"{store.url} must be the workspace of a finished run, got no {RECORD} in it") from error
+    return record
 
 
 def open_run(store: Store, *, workers: int, progress: Progress) -> tuple[Run, Curation]:
@@ -50,10 +65,7 @@ def open_run(store: Store, *, workers: int, progress: Progress) -> tuple[Run, Cu
         WorkspaceError: no run has finished here, or the pool's shards are no longer those it read, name by name and
             byte by byte as far as size and time of modification tell.
     """
-    try:
-        record = store.read_json(RECORD)
-    except FileNotFoundError as error:
-        raise WorkspaceError(f"{store.url} must be the workspace of a finished run, got no {RECORD} in it") from error
+    record = read_record(store)
     config = Curation.model_validate(record["config"])
     shards = list_shards(config.pool)
     run = Run(store, config.pool, shards, config.seed, config.models, workers, config.resources.threads, progress)
@@ -76,10 +88,7 @@ def open_run(store: Store, *, workers: int, progress: Progress) -> tuple[Run, Cu
 
 
 def _place(artifact: Artifact) -> dict[str, str]:
-    return {
-        "folder": artifact.folder,
-        "manifest": manifest_name(artifact.folder, (part.id for part in artifact.parts)),
-    }
+    return {"folder": artifact.folder, "manifest": artifact.manifest}
 
 
 def _publishable(value: Any) -> Any:

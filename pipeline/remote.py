@@ -46,7 +46,7 @@ _FINAL_CODES = {
     *("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "NoSuchBucket"),
     *("InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed", "NotImplemented"),
 }
-_FINAL_NUMBERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_FINAL_NUMBERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Of a disk. What a store answers has a code instead."""
 
 _PASSING_CODES = {

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators.selection import Cutoffs, Keys, is_kept, order_key
+from pipeline.integrity import read_arrays
 from pipeline.iterations import UNFINISHED
 from pipeline.placement import num_actors
 from pipeline.run import Plan
@@ -80,7 +81,7 @@ def resample(plan: Plan, load: Load, centroids_KD: Floats, settings: Resampling,
     run = plan.run
     with run.progress.step(f"{plan.name}.resample", settings.rounds, unit="rounds") as progress:
         for number in range(settings.rounds):
-            path = f"{plan.folder}/{UNFINISHED}/round-{number:03}.npy"
+            path = f"{plan.folder}/{UNFINISHED}/round-{number:03}.npz"
             if not run.store.exists(path):
                 _, counts_K = cluster_sums(plan, load, centroids_KD)
                 points = points_to_keep(int(counts_K.sum()), len(counts_K), settings.points)
@@ -89,8 +90,8 @@ def resample(plan: Plan, load: Load, centroids_KD: Floats, settings: Resampling,
                     break
                 chosen = _nearest_rows(plan, load, centroids_KD, quota_K)
                 seed = derived_seed(run.seed, "round", str(number))
-                run.store.publish(path, _npy(fit(chosen, seed=seed, number=number).centroids_KD))
-            centroids_KD = np.load(io.BytesIO(run.store.read(path)), allow_pickle=False)
+                run.store.publish(path, _npz(fit(chosen, seed=seed, number=number).centroids_KD))
+            centroids_KD = read_arrays(run.store, path)["centroids_KD"]
             progress.advance(1)
     return centroids_KD
 
@@ -161,7 +162,7 @@ def _sums(blocks: Blocks, centroids_KD: Floats, threads: int) -> tuple[Floats, I
     )
 
 
-def _npy(array: Floats) -> bytes:
+def _npz(centroids_KD: Floats) -> bytes:
     sink = io.BytesIO()
-    np.save(sink, array)
+    np.savez(sink, centroids_KD=centroids_KD)
     return sink.getvalue()

@@ -164,7 +164,10 @@ class Run:
             )
             for i, sample_part in enumerate(self.samples.parts)
         ]
-        return Plan(self, name, folder, dict(settings), units)
+        plan = Plan(self, name, folder, dict(settings), units)
+        upstream_artifacts = [self.samples, *inputs, *([entering] if entering else [])]
+        plan.reads = tuple(dict.fromkeys(artifact.manifest for artifact in upstream_artifacts))
+        return plan
 
 
 class Plan:
@@ -172,9 +175,11 @@ class Plan:
 
     Attributes:
         facts: what the manifest is to say of the finished parts, where a step has it found out.
+        reads: the manifests of all that the parts are made from.
     """
 
     facts: Callable[[Sequence[Part]], Mapping[str, Any]] | None = None
+    reads: tuple[str, ...] = ()
 
     def __init__(self, run: Run, name: str, folder: str, settings: Mapping[str, Any], units: Sequence[Unit]) -> None:
         self.run = run
@@ -242,6 +247,7 @@ class Plan:
             parts=whole,
             info={**(info or {}), **(self.facts(whole) if self.facts else {})},
             seconds=round(time.monotonic() - run.step_started, 3),
+            reads=self.reads,
         )
         return publish_manifest(run.store, artifact, self.settings)
 

@@ -74,7 +74,8 @@ class SteadyFile(s3fs.core.S3File):
         if None not in (wanted, answer.get("ETag")) and answer["ETag"] != wanted:
             raise self._changed()
         if start and "ContentRange" not in answer:
-            raise OSError(f"s3://{self.path} must come from byte {start} on, got all of it: the store knows no ranges")
+            rule = f"s3://{self.path} must come from byte {start} on, got all of it"
+            raise NotImplementedError(f"{rule}: the store knows no ranges")
 
     def _changed(self) -> InputChanged:
         return InputChanged(f"s3://{self.path} must stay as it is while it is read, got another version: run again")

@@ -24,7 +24,7 @@ from pipeline.lease import check_held, held
 from pipeline.remote import is_s3, open_location, retry
 from pipeline.resuming import resuming
 
-_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV}
 
 _UPLOAD_PART_BYTES = 16 << 20
@@ -93,6 +93,24 @@ class Store:
         """Whether a file of that name is there."""
         return bool(self._try(lambda: self.filesystem.exists(self.path(name))))
 
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        return int(self._try(lambda: self.filesystem.size(self.path(name))))
+
+    def modified(self, name: str) -> float:
+        """When a file was last changed, by the clock of its store: seconds since 1970. Raises FileNotFoundError."""
+        return float(self._try(lambda: self.filesystem.modified(self.path(name))).timestamp())
+
+    def names(self, folder: str) -> list[str]:
+        """The names right below a folder, sorted; none where there is no such folder."""
+        self.filesystem.invalidate_cache()
+        own = self.path(folder).rstrip("/")
+        try:
+            paths = self._try(lambda: self.filesystem.ls(own, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != own)
+
     def find(self, folder: str) -> dict[str, int]:
         """Every file below a folder: relative path -> size in bytes, sorted by path; empty when there is no folder."""
         self.filesystem.invalidate_cache()
@@ -105,6 +123,18 @@ class Store:
         check_held(self.url, name)
         with contextlib.suppress(FileNotFoundError):
             self._try(lambda: self.filesystem.rm(self.path(name), recursive=True))
+
+    def move(self, name: str, target: str) -> None:
+        """Gives a file another name, whatever had that one. Raises as `replace` does."""
+        check_held(self.url, name)
+        with explain_write_errors(self.url):
+            if self.is_local:
+                place = Path(self.path(target))
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Path(self.path(name)).replace(place)
+                return
+            self._try(lambda: self.filesystem.copy(self.path(name), self.path(target)))
+        self.remove(name)
 
     @contextlib.contextmanager
     def scratch(self, folder: str) -> Iterator[Path]:
@@ -163,6 +193,17 @@ class Store:
                 scratch.write_bytes(data)
                 scratch.replace(self.path(name))
 
+    def replace_file(self, scratch: Path, name: str) -> None:
+        """`replace` with the content of a finished scratch file."""
+        check_held(self.url, name)
+        with explain_write_errors(self.url):
+            if not self.is_local:
+                self._overwrite_remote(name, scratch)
+                return
+            _flush(scratch)
+            Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
+            scratch.replace(self.path(name))
+
     @contextlib.contextmanager
     def locked(self, note: Callable[[str], None] | None = None) -> Iterator[None]:
         """Makes this run the only one that writes what must be single here: see `pipeline.lease`.
@@ -215,12 +256,12 @@ class Store:
 
         return retry(create)
 
-    def _overwrite_remote(self, name: str, data: bytes) -> None:
+    def _overwrite_remote(self, name: str, source: bytes | Path) -> None:
         def overwrite() -> None:
             try:
-                _put(self.filesystem, self.path(name), data, mode="overwrite")
+                _put(self.filesystem, self.path(name), source, mode="overwrite")
             except FileNotFoundError:  # as above
-                if not (self.exists(name) and self._holds(name, data)):
+                if not (self.exists(name) and self._holds(name, source)):
                     raise
 
         retry(overwrite)
@@ -263,7 +304,7 @@ def explain_write_errors(url: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _UNWRITABLE:
-            raise WorkspaceError(f"{_writable(url)}, got: {error.strerror}") from error
+            raise WorkspaceError(f"{_writable(url)}, got: {os.strerror(error.errno)}") from error
         raise
 
 
@@ -282,9 +323,13 @@ def _writable(url: str) -> str:
     return f"{url} must be a folder that can be written to"
 
 
-def _link(scratch: Path, target: Path) -> bool:
+def _flush(scratch: Path) -> None:
     with scratch.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _link(scratch: Path, target: Path) -> bool:
+    _flush(scratch)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(scratch, target)

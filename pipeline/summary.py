@@ -62,6 +62,7 @@ class Summary:
         exports: what was written outside the workspace.
         workspace: where.
         warnings: what a step found that someone should look at, in sentences.
+        ledger: digest of the ledger whose sums these are.
     """
 
     samples_seen: int
@@ -74,6 +75,7 @@ class Summary:
     exports: Sequence[Export]
     workspace: str
     warnings: Sequence[str] = ()
+    ledger: str = ""
 
     @property
     def reused(self) -> bool:
@@ -112,6 +114,7 @@ def summarise(run: Run, exports: Sequence[Export]) -> Summary:
         exports=exports,
         workspace=run.store.url,
         warnings=[warning for artifact in run.artifacts.values() for warning in artifact.info.get("warnings", ())],
+        ledger=run.artifacts["ledger"].parts[0].id if "ledger" in run.artifacts else "",
     )
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from operators.errors import ModelError
-from pipeline.remote import open_location, read_whole
+from pipeline.remote import open_location, read_whole, retry
 from pipeline.resuming import resuming
 
 CONFIG_NAME = "open_clip_config.json"
+ORIGIN_NAME = "training.json"
 _PREFERRED = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -46,11 +47,13 @@ class WeightFile:
         fs: the file system that holds it.
         path: its path there.
         config: open_clip's config that lies beside it in an export folder; None elsewhere.
+        sha256: what `winnow train` says beside it that its content must be; None elsewhere.
     """
 
     fs: Any
     path: str
     config: dict[str, Any] | None = None
+    sha256: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -58,39 +61,46 @@ class WeightFile:
         return isinstance(self.fs, LocalFileSystem)
 
 
-def find_weights(url: str) -> WeightFile:
+def find_weights(url: str, storage: Mapping[str, Any] | None = None) -> WeightFile:
     """Resolves a path or URL of a weight file or an export folder.
+
+    Args:
+        url: of the file or folder.
+        storage: options for fsspec.
 
     Raises:
         ModelError: there is none, or it cannot be reached.
     """
     with _reaching(url):
-        fs, path = open_location(url)
-        if not fs.isdir(path):
-            fs.info(path)
+        fs, path = open_location(url, storage)
+        if not retry(lambda: fs.isdir(path)):
+            retry(lambda: fs.info(path))
             return WeightFile(fs, path)
-        names = {Path(entry).name: entry for entry in sorted(fs.ls(path, detail=False))}
+        names = {Path(entry).name: entry for entry in sorted(retry(lambda: fs.ls(path, detail=False)))}
     found = [name for name in _PREFERRED if name in names] or [name for name in names if name.endswith(".safetensors")]
     if not found:
         raise ModelError(f"folder of weights must hold a .safetensors or .bin file, got {url}")
-    config = read_json(fs.unstrip_protocol(names[CONFIG_NAME])) if CONFIG_NAME in names else None
-    return WeightFile(fs, names[found[0]], config)
+    config = read_json(fs.unstrip_protocol(names[CONFIG_NAME]), storage) if CONFIG_NAME in names else None
+    origin = read_json(fs.unstrip_protocol(names[ORIGIN_NAME]), storage) if ORIGIN_NAME in names else {}
+    return WeightFile(fs, names[found[0]], config, origin.get("files", {}).get(found[0], {}).get("sha256"))
 
 
 def fingerprint(file: WeightFile) -> str:
     """What tells two versions of a file apart: a hash of its content, or size and ETag where it lies far away."""
     with _reaching(file.path):
         if not file.is_local:
-            info = file.fs.info(file.path)
+            info = retry(lambda: file.fs.info(file.path))
             return f"{info['size']}:{info.get('ETag') or file.fs.ukey(file.path)}"
         stat = Path(file.path).stat()
-        return _content_hash(file.path, (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+        hashed, sha256 = _content_hash(file.path, (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    _check_content(file, sha256)
+    return hashed
 
 
-def read_json(url: str) -> Any:
+def read_json(url: str, storage: Mapping[str, Any] | None = None) -> Any:
     """Raises ModelError where the file is missing or no JSON."""
     with _reaching(url):
-        content = read_whole(url)
+        content = read_whole(url, storage)
     try:
         return json.loads(content)
     except ValueError as error:
@@ -104,8 +114,8 @@ def check_header(file: WeightFile) -> None:
         ModelError: it is neither safetensors nor a torch checkpoint, or its size is not what its header says.
     """
     with _reaching(file.path):
-        size = file.fs.info(file.path)["size"]
-        with file.fs.open(file.path, "rb") as stream:
+        size = retry(lambda: file.fs.info(file.path))["size"]
+        with resuming(file.fs, file.path, file.path, read_ahead=False) as stream:
             start = stream.read(8)
             if not file.path.endswith(".safetensors"):
                 _check(start.startswith((b"PK\x03\x04", b"\x80\x02")), "a .safetensors or torch file", file.path)
@@ -141,6 +151,7 @@ def local_copy(file: WeightFile) -> Path:
             file.fs.invalidate_cache()
             if fingerprint(file) != version:
                 raise ModelError(f"weights must stay as they are while they are read, got another version: {file.path}")
+            _check_content(file, file.sha256 and _content_hash(str(partial), ())[1])
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -174,13 +185,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=32)
-def _content_hash(path: str, _version: tuple[int, ...]) -> str:
-    """BLAKE2b-128 of a local file; the version only makes the cache forget a file that changed."""
-    digest = hashlib.blake2b(digest_size=16)
+def _content_hash(path: str, _version: tuple[int, ...]) -> tuple[str, str]:
+    """BLAKE2b-128 and SHA-256 of a local file; the version only makes the cache forget a file that changed."""
+    digest, sha256 = hashlib.blake2b(digest_size=16), hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
-    return digest.hexdigest()
+            sha256.update(block)
+    return digest.hexdigest(), sha256.hexdigest()
+
+
+def _check_content(file: WeightFile, sha256: str | None) -> None:
+    rule = f"of the SHA-256 {file.sha256} that {ORIGIN_NAME} beside them gives (`winnow train` makes them again)"
+    _check(file.sha256 in (None, sha256), rule, f"{file.path} of {sha256}")
 
 
 def _check(condition: bool, rule: str, got: str) -> None:

@@ -1,5 +1,6 @@
 """Fixtures that several packages' tests share."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,21 @@ def no_ray() -> Iterator[None]:
     ray.shutdown()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    """The URL of an S3 server on this machine: moto's."""
+    import s3fs  # both are slow, and most tests need neither
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ The templates of captions are drawn by a sample's position in the original train
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -170,11 +171,15 @@ def pairs(rows: pa.Table, label: str, classes: Sequence[str], template_N: NDArra
 
 
 def write_pairs(folder: Path, table: pa.Table) -> None:
-    """Writes a table as Parquet shards of about equal size."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a table as Parquet shards of about equal size; the folder is there once all of them are."""
+    part = folder.with_name(f"{folder.name}.part")
+    for earlier in (part, folder):
+        shutil.rmtree(earlier, ignore_errors=True)
+    part.mkdir(parents=True)
     ends = np.linspace(0, table.num_rows, _SHARDS + 1).astype(int)
     for i, (start, stop) in enumerate(pairwise(ends.tolist())):
-        pq.write_table(table.slice(start, stop - start), folder / f"{i:05d}.parquet")
+        pq.write_table(table.slice(start, stop - start), part / f"{i:05d}.parquet")
+    part.rename(folder)
 
 
 def read_pairs(folder: Path) -> pa.Table:

@@ -14,18 +14,15 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from examples.experiments.cifar import SCALES, arguments, configure, prepare, read_pairs, write_pairs
 from examples.experiments.corruptions import CORRUPTIONS, corrupted
 from examples.experiments.filters import KEPT, by_filter, comparison, train_filter
-from examples.experiments.measures import draw_accuracies, show, write_drawing, write_record
-from operators.evaluation.intervals import paired_t_interval
+from examples.experiments.measures import draw_accuracies, qualities, show, write_drawing, write_record
 from pipeline.comparison.compare import run_comparison
-from pipeline.comparison.results import ComparisonResult, Difference, TaskVerdict
 from pipeline.comparison.settings import Comparison
-from pipeline.comparison.verdict import accuracy
+from pipeline.comparison.verdict import over_tasks
 from pipeline.engine import Resources, engine
 from pipeline.training.settings import Training
 
@@ -46,32 +43,18 @@ def run(args: argparse.Namespace) -> None:
     for kind in CORRUPTIONS:
         if not (folder / "e5_test" / kind).exists():
             write_pairs(folder / "e5_test" / kind, corrupted(test, kind))
-    with engine(Resources(workers=args.cpus)):
+    with engine(Resources(workers=args.cpus)) as workers:
         models = _filters(args, spare, trusted)
         config = comparison(args, "e5", models, _selections(models, scale.pool), _changes(folder))
         result = run_comparison(config)
-    worse = over_corruptions(result)
+        found = qualities(config, workers)
+    worse = over_tasks(result.tasks[1:], "corrupted")
     for name, task in (("clean", result.tasks[0]), ("corrupted", worse)):
         print(f"{name} test images")
-        show(result, {}, task)
+        show(result, found, task)
         write_drawing(folder / f"e5_{name}.svg", draw_accuracies(task, _BASE))
-    write_record(folder / "e5.json", {"comparison": asdict(result), "corrupted": asdict(worse)})
-
-
-def over_corruptions(result: ComparisonResult) -> TaskVerdict:
-    """The mean over the corruptions, which are all tasks but the first; without intervals over test samples."""
-    clean, *worse = result.tasks
-    by_name = {
-        found.selection: np.mean([task.of(found.selection).values for task in worse], axis=0).tolist()
-        for found in clean.accuracies
-    }
-    differences = []
-    for pair in clean.differences:
-        over_seeds = paired_t_interval(by_name[pair.ours], by_name[pair.theirs])
-        ends = (over_seeds.low, over_seeds.high) if np.isfinite(over_seeds.low) else None
-        differences.append(Difference(pair.ours, pair.theirs, over_seeds.value, ends, None))
-    accuracies = tuple(accuracy(name, values) for name, values in by_name.items())
-    return TaskVerdict("corrupted", clean.metric, worse[0].num_samples, accuracies, tuple(differences))
+    quality = {name: asdict(value) for name, value in found.items()}
+    write_record(folder / "e5.json", {"quality": quality, "comparison": asdict(result), "corrupted": asdict(worse)})
 
 
 def _filters(args: argparse.Namespace, noisy: pa.Table, trusted: pa.Table) -> dict[str, str]:

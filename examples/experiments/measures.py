@@ -15,9 +15,10 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from operators.evaluation.ranking import precision_at, roc_auc
+from operators.evaluation.ranking import roc_auc
 from pipeline.artifact import read_columns
 from pipeline.columns import booleans
+from pipeline.comparison.page import accuracy_line
 from pipeline.comparison.results import ComparisonResult, TaskVerdict, difference_text, interval_text
 from pipeline.comparison.settings import Comparison, Like
 from pipeline.console import print_table
@@ -47,9 +48,8 @@ class Quality:
     """How well a selection tells true captions from false ones.
 
     Attributes:
-        auc: area under the ROC curve of its score; None where it has none.
-        precision: share of true captions among as many samples of the highest score as it keeps; without a score, in
-            what it keeps.
+        auc: area under the ROC curve of its score, over the samples that have it; None where it has none.
+        precision: share of true captions in what it keeps.
         kept: samples.
     """
 
@@ -78,11 +78,12 @@ def quality(run: Run, score: str | None) -> Quality:
     kept_N = np.concatenate(
         [booleans(read_columns(run.store, part.path, ["kept"])["kept"]) for part in run.entering.parts]
     )
-    kept = int(kept_N.sum())
-    if score is None:
-        return Quality(None, float(aligned_N[kept_N].mean()), kept)
-    score_N: NDArray[np.float64] = np.array(_column(run, score, "score"), dtype=np.float64)
-    return Quality(roc_auc(aligned_N, score_N), precision_at(aligned_N, score_N, kept), kept)
+    auc = None
+    if score is not None:
+        score_N: NDArray[np.float64] = np.array(_column(run, score, "score"), dtype=np.float64)
+        scored_N = ~np.isnan(score_N)
+        auc = roc_auc(aligned_N[scored_N], score_N[scored_N])
+    return Quality(auc, float(aligned_N[kept_N].mean()), int(kept_N.sum()))
 
 
 def table(result: ComparisonResult, found: Mapping[str, Quality], task: TaskVerdict) -> list[tuple[object, ...]]:
@@ -112,12 +113,7 @@ def show(result: ComparisonResult, found: Mapping[str, Quality], task: TaskVerdi
 
 def draw_accuracies(task: TaskVerdict, baseline: str) -> Markup:
     """Zero-shot accuracy by selection: dots are seeds, lines 95 % intervals of their means."""
-    lines = []
-    for found in task.accuracies:
-        difference = task.difference(found.selection, baseline)
-        clear = difference is not None and difference.clear
-        tone: Any = ("kept" if difference.value > 0 else "dropped") if difference and clear else "plain"
-        lines.append(Line(found.selection, found.mean, found.interval, dots=found.values, tone=tone))
+    lines = [accuracy_line(task, found, baseline) for found in task.accuracies]
     return draw_intervals(f"{task.metric} on {task.task}", lines, "zero-shot accuracy")
 
 

@@ -1,6 +1,6 @@
 """What the `models:` section of a config may say. Imports no model library, so that a config is read in no time."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,7 +12,7 @@ Decode = Literal["exact", "fast"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class _Model(_Strict):
@@ -40,14 +40,19 @@ class _WeightedSettings(_Model):
         precision: `auto` is bfloat16 where the machine that starts the run has a GPU, else float32.
         batch_size: rows in a forward pass; the last one is padded, so that its shape never changes.
         seed: of `random` weights; without effect on others.
+        storage: options for fsspec to open the weights. Default: those of a workspace in the same kind of store.
     """
 
     name: str = Field(min_length=1)
     weights: str = Field(min_length=1)
+    storage: dict[str, Any] | None = Field(default=None, repr=False, exclude=True)
     precision: Precision = "auto"
     batch_size: int = Field(default=32, ge=1)
     decode: Decode = "exact"
     seed: int = Field(default=0, ge=0)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.name, self.weights))  # `storage` has no hash
 
 
 class OpenClipSettings(_WeightedSettings):

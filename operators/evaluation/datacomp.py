@@ -10,6 +10,9 @@ Of the means, `Average` is DataComp's only when all of its tasks are there. A me
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["classification", "retrieval", "association"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class TaskFacts:
     def folder(self) -> str:
         """`wds_{task}_test`; the fairness tasks have no prefix there."""
         return f"wds_{self.key.removeprefix('fairness/').replace('/', '-')}_test"
+
+    @property
+    def kind(self) -> Kind:
+        """What is asked: WinoGAViL's associations are neither classes nor captions."""
+        others: dict[str, Kind] = {"mean_recall@1": "retrieval", "jaccard_score_10-12": "association"}
+        return others.get(self.metric, "classification")
 
     @property
     def grouped(self) -> bool:

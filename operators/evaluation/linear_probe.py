@@ -8,7 +8,7 @@ the training rows, held out, when fitted to the others; among equals the stronge
 The fitted rows are scaled to at most unit length and rounded to the 2^-28 grid. That changes no order but between
 scores closer than the rounding, and makes the decisions those of `operators.evaluation.zero_shot.classify`: exact.
 
-Legend: N rows, K classes, D dimensions, E = D + 1, the last for the bias.
+Legend: N rows, B of a block, K classes, D dimensions, E = D + 1, the last for the bias.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ HELD_OUT = 0.2
 
 _MAX_ITERATIONS = 1000
 _CHOOSING_TOLERANCE = 1e-5
+_BLOCK_ROWS = 8_192
 
 
 def with_bias(x_ND: NDArray[np.float16]) -> NDArray[np.float16]:
@@ -111,18 +112,21 @@ def to_grid(weights_KE: Floats) -> Floats:
 
 
 def _loss(flat: Floats, x_NE: Floats, label_N: Ints, shape: tuple[int, int], l2: float) -> tuple[float, Floats]:
-    """The loss and its gradient."""
+    """The loss and its gradient, a block of rows after the other: the scores of all would be N x K numbers."""
     weights_KE = flat.reshape(shape)
-    logit_NK = x_NE @ weights_KE.T
-    logit_NK -= logit_NK.max(axis=1, keepdims=True)
-    rows_N = np.arange(len(x_NE))
-    own_N = logit_NK[rows_N, label_N]
-    np.exp(logit_NK, out=logit_NK)
-    sum_N = logit_NK.sum(axis=1)
     penalised_KE = weights_KE.copy()
     penalised_KE[:, -1] = 0.0
-    loss = float((np.log(sum_N) - own_N).mean() + l2 / 2 * np.square(penalised_KE).sum())
-    logit_NK /= sum_N[:, None]
-    logit_NK[rows_N, label_N] -= 1.0
-    gradient_KE = logit_NK.T @ x_NE / len(x_NE) + l2 * penalised_KE
+    loss, gradient_KE = l2 / 2 * float(np.square(penalised_KE).sum()), l2 * penalised_KE
+    for start in range(0, len(x_NE), _BLOCK_ROWS):
+        x_BE, label_B = x_NE[start : start + _BLOCK_ROWS], label_N[start : start + _BLOCK_ROWS]
+        rows_B = np.arange(len(x_BE))
+        logit_BK = x_BE @ weights_KE.T
+        logit_BK -= logit_BK.max(axis=1, keepdims=True)
+        own_B = logit_BK[rows_B, label_B]
+        np.exp(logit_BK, out=logit_BK)
+        sum_B = logit_BK.sum(axis=1)
+        loss += float((np.log(sum_B) - own_B).sum()) / len(x_NE)
+        logit_BK /= sum_B[:, None]
+        logit_BK[rows_B, label_B] -= 1.0
+        gradient_KE += logit_BK.T @ x_BE / len(x_NE)
     return loss, gradient_KE.ravel()

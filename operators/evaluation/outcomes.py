@@ -45,7 +45,7 @@ class Classified:
     Attributes:
         label_N: the true class, >= 0.
         prediction_N: the class that won, -1 for none.
-        rank_N: how many classes came before the true one.
+        rank_N: how many classes came before the true one; `num_classes` where there is no prediction.
         num_classes: that could win. With fewer than five there is no `acc5`, as in DataComp.
         group_N: >= 0, such as the region an image comes from; None where there are no groups.
     """
@@ -77,17 +77,21 @@ class Classified:
         """One of `names`, or `acc_worst_region`, which FMoW calls its `acc_wg`."""
         match name:
             case "acc1":
-                return share(self.rank_N < 1, times_N)
+                return share(self._found(1), times_N)
             case "acc5":
-                return share(self.rank_N < 5, times_N)
+                return share(self._found(5), times_N)
             case "mean_per_class_recall":
                 return mean_per_class_recall(self.label_N, self.prediction_N, times_N)
             case "F1-macro_all":
                 return macro_f1(self.label_N, self.prediction_N, times_N)
             case "acc_wg" | "acc_worst_region" | "acc_top5_wg":
                 assert self.group_N is not None, name
-                return worst_group(self.rank_N < (5 if "top5" in name else 1), self.group_N, times_N)
+                return worst_group(self._found(5 if "top5" in name else 1), self.group_N, times_N)
         raise KeyError(name)
+
+    def _found(self, k: int) -> NDArray[np.bool_]:
+        """Whose true class is among the best k; never what was not embedded, however few classes there are."""
+        return self.rank_N < min(k, self.num_classes)
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ class Retrieved:
     """Of a retrieval both ways.
 
     Attributes:
-        caption_rank_N: for each image, how many captions came before the best of its own.
-        image_rank_M: for each caption, how many images came before its own.
+        caption_rank_N: for each image, how many captions came before the best of its own; M where not embedded.
+        image_rank_M: for each caption, how many images came before its own; N where that was not embedded.
         image_M: the image of each caption. A bootstrap draws images, and their captions with them.
     """
 
@@ -130,9 +134,11 @@ class Retrieved:
         return self._recall(way, int(k), times_N)
 
     def _recall(self, way: str, k: int, times_N: Ints | None) -> float:
+        """What was not embedded is never found, however few candidates there are."""
         if way == "text":
-            return share(self.caption_rank_N < k, times_N)
-        return share(self.image_rank_M < k, None if times_N is None else times_N[self.image_M])
+            return share(self.caption_rank_N < min(k, len(self.image_M)), times_N)
+        found_M = self.image_rank_M < min(k, len(self.caption_rank_N))
+        return share(found_M, None if times_N is None else times_N[self.image_M])
 
 
 def all_metrics(outcomes: Outcomes, main: str) -> Mapping[str, float]:

@@ -30,9 +30,3 @@ def roc_auc(positive_N: NDArray[np.bool_], score_N: NDArray[np.floating[Any]]) -
         return float("nan")
     above = float(rankdata(score_N)[positive_N].sum()) - positives * (positives + 1) / 2
     return above / (positives * negatives)
-
-
-def precision_at(positive_N: NDArray[np.bool_], score_N: NDArray[np.floating[Any]], keep: int) -> float:
-    """The share of positive samples among the `keep` that score highest, the earlier of equals; NaN of none."""
-    best_K = np.argsort(-score_N, kind="stable")[:keep]
-    return float(positive_N[best_K].mean()) if len(best_K) else float("nan")

@@ -23,6 +23,7 @@ _LARGEST_GRADIENT = 1.0
 
 
 def fit_network(
+    name: str,
     network: nn.Module,
     loss: Callable[[Rows], Tensor],
     num_rows: int,
@@ -32,6 +33,7 @@ def fit_network(
     """Trains a network in place, yielding the loss of each update.
 
     Args:
+        name: of what is trained, for messages.
         network: on its device; left in evaluation mode.
         loss: the mean loss of a batch, given the numbers of its rows.
         num_rows: N.
@@ -39,7 +41,7 @@ def fit_network(
         rng: of the order: one permutation of all rows after the other, cut into batches without a remainder.
 
     Raises:
-        InputError: the loss is no longer finite.
+        InputError: the loss is no longer finite, or in the end the weights are not.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     groups = [
@@ -53,14 +55,20 @@ def fit_network(
             group["lr"] = recipe.rate(step)
         value = loss(rows_B)
         if not torch.isfinite(value):
-            rule = f"the loss of update {step + 1} of {recipe.steps} must be finite, got {value.item()}"
-            raise InputError(f"{rule}: lower learning_rate ({recipe.learning_rate})")
+            raise _diverged(name, f"the loss of update {step + 1} of {recipe.steps}", recipe, value.item())
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, _LARGEST_GRADIENT)
         optimizer.step()
         yield value.item()
     network.eval()
+    for key, tensor in network.state_dict().items():  # the last update has no loss after it that would tell
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise _diverged(name, f"{key} after the {recipe.steps} updates", recipe, "a value that is not")
+
+
+def _diverged(name: str, what: str, recipe: Recipe, got: object) -> InputError:
+    return InputError(f"{name}: {what} must be finite, got {got}: lower learning_rate ({recipe.learning_rate})")
 
 
 def _batches(num_rows: int, size: int, rng: np.random.Generator) -> Iterator[Rows]:

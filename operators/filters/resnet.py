@@ -2,9 +2,10 @@
 
 One of the filters of Fang et al. 2023 (arXiv 2309.17425, Table 1), theirs a ResNet-34.
 
-Legend: N rows, B rows of a batch, H height, W width, C colours (RGB).
+Legend: P positive images, Q negative ones, B rows of a batch, H height, W width, C colours (RGB).
 """
 
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -51,26 +52,51 @@ def build_classifier(name: str, state_dict: Mapping[str, Tensor] | None, seed: i
     return network
 
 
+def check_image_size(network: nn.Module, name: str, size: int) -> None:
+    """Puts one blank image through a network on the CPU, which it leaves in evaluation mode.
+
+    Args:
+        network: of `build_classifier`.
+        name: of it, for the message.
+        size: side of the image.
+
+    Raises:
+        ModelError: it does not take images of that size, or gives them no logit.
+    """
+    rule = f"model must be one that takes images of {size} x {size} pixels (image_size)"
+    try:
+        with torch.inference_mode():
+            shape = tuple(network.eval()(torch.zeros(1, 3, size, size)).shape)
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        words = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise ModelError(f"{rule}, got {name!r}: {words or type(error).__name__}") from error
+    if shape != (1, 1):
+        raise ModelError(f"{rule} and gives them one logit, got {name!r}, which gives {shape}")
+
+
 def classification_loss(
-    network: nn.Module, pixels_NHWC: NDArray[np.uint8], trusted_N: NDArray[np.bool_], rng: np.random.Generator
+    network: nn.Module, trusted_PHWC: NDArray[np.uint8], pool_QHWC: NDArray[np.uint8], rng: np.random.Generator
 ) -> Callable[[NDArray[np.int64]], Tensor]:
     """The mean logistic loss of batches of images, each mirrored and shifted as `rng` says.
 
     Args:
         network: of `build_classifier`, on its device.
-        pixels_NHWC: all images.
-        trusted_N: which are the positive ones.
+        trusted_PHWC: the positive images: rows 0 to P - 1.
+        pool_QHWC: the negative ones: the rows after them.
         rng: of the augmentation.
     """
     device = next(network.parameters()).device
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in normalization(network))
-    labels_N = torch.from_numpy(trusted_N).float()
 
     def loss(rows_B: NDArray[np.int64]) -> Tensor:
-        pixels_BHWC = torch.from_numpy(augment(pixels_NHWC[rows_B], rng)).to(device)
-        x_BCHW = (pixels_BHWC.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+        trusted_B = rows_B < len(trusted_PHWC)
+        pixels_BHWC = np.empty((len(rows_B), *trusted_PHWC.shape[1:]), np.uint8)
+        pixels_BHWC[trusted_B] = trusted_PHWC[rows_B[trusted_B]]
+        pixels_BHWC[~trusted_B] = pool_QHWC[rows_B[~trusted_B] - len(trusted_PHWC)]
+        pixels = torch.from_numpy(augment(pixels_BHWC, rng)).to(device)
+        x_BCHW = (pixels.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
         logit_B = network(x_BCHW.contiguous()).squeeze(1)
-        return F.binary_cross_entropy_with_logits(logit_B, labels_N[torch.from_numpy(rows_B)].to(device))
+        return F.binary_cross_entropy_with_logits(logit_B, torch.from_numpy(trusted_B).float().to(device))
 
     return loss
 

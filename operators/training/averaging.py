@@ -1,9 +1,9 @@
 """Averaging of weights: a model between the one before fine-tuning and the one after."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def average_states(before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -22,7 +22,8 @@ def average_states(before: Mapping[str, Tensor], after: Mapping[str, Tensor], sh
 
     Notes:
         Wortsman et al.: Robust fine-tuning of zero-shot models, 2022, section 3; Data Filtering Networks (2309.17425),
-        section 3, averages its filter so and does not say with which share.
+        section 3, averages its filter so and does not say with which share. The statistics of batch norms are averaged
+        like weights, but those of the averaged model are others: `renew_statistics` finds them.
     """
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())[0]
@@ -31,3 +32,25 @@ def average_states(before: Mapping[str, Tensor], after: Mapping[str, Tensor], sh
         name: torch.lerp(tensor, before[name].to(tensor), share) if tensor.is_floating_point() else tensor
         for name, tensor in after.items()
     }
+
+
+@torch.no_grad()
+def renew_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Finds, in place, what a module's batch norms see: the mean of their statistics over some batches.
+
+    Args:
+        module: on the device of the batches. Norms in evaluation mode keep their statistics.
+        batches: inputs (N, ...) of the module.
+
+    Notes:
+        As after any averaging of weights: Izmailov et al.: Averaging Weights Leads to Wider Optima, 2018, section 3.2.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    for batch in batches:
+        module(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

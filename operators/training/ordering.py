@@ -8,6 +8,9 @@ A row of weight w appears floor(w) times in an epoch, and once more with probabi
 piece do so is settled by systematic sampling over the pieces (one random number an epoch), so that the length of an
 epoch is known without looking at rows, and hardly varies; which rows of the piece do is drawn.
 
+Consecutive samples are different rows within an epoch whose weights are 1 at most. A batch may hold a row more than
+once where weights above 1 repeat it, and where one epoch ends in the batch and the next begins.
+
 Legend: P pieces, N samples of a window.
 """
 
@@ -38,7 +41,7 @@ class Visits(NamedTuple):
     row_N: Ints
     repeat_N: Ints
 
-    def part(self, rows: slice) -> "Visits":
+    def part(self, rows: slice | Ints) -> "Visits":
         """Some of the samples."""
         return Visits(self.epoch_N[rows], self.piece_N[rows], self.row_N[rows], self.repeat_N[rows])
 

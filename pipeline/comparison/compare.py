@@ -1,6 +1,7 @@
 """Running a comparison: every selection made, a model trained on each with each seed, all of them evaluated."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from operators.encoders.settings import OpenClipSettings
 from pipeline.comparison.page import write_page
@@ -8,7 +9,7 @@ from pipeline.comparison.results import ComparisonResult, SelectionFacts, Traine
 from pipeline.comparison.selections import Selected, Selecting, evaluation_sources, select
 from pipeline.comparison.settings import Comparison
 from pipeline.comparison.trainings import Key, models, train_all, training
-from pipeline.comparison.verdict import judge, warnings
+from pipeline.comparison.verdict import judge, over_tasks, warnings
 from pipeline.curate import check as check_curation
 from pipeline.engine import engine
 from pipeline.evaluation.evaluate import check as check_evaluation
@@ -17,6 +18,7 @@ from pipeline.evaluation.results import Result
 from pipeline.evaluation.settings import Evaluation
 from pipeline.pool import Shard
 from pipeline.progress import Progress, open_progress
+from pipeline.quarantine import rebuilding
 from pipeline.training.trainer import TrainingResult
 from pipeline.training.trainer import check as check_training
 
@@ -60,7 +62,8 @@ def compare(config: Comparison, shards: Sequence[Shard], *, workers: int, progre
     config = config.resolved()
     with config.store.locked(progress.note):
         tasks = expand(_evaluation(config, {"trained": config.training.model.as_encoder(0)}))
-        selections = select(Selecting(config, shards, evaluation_sources(tasks), workers, progress))
+        selecting = Selecting(config, shards, evaluation_sources(tasks), workers, progress)
+        selections = rebuilding(config.store, progress, workers, partial(select, selecting))
         trained = train_all(config, selections, workers=workers, progress=progress)
         named = {f"{name}-{seed}": model for (name, seed), model in models(config, trained).items()}
         evaluation = _evaluation(config, named)
@@ -75,6 +78,7 @@ def compare(config: Comparison, shards: Sequence[Shard], *, workers: int, progre
             tasks=tuple(verdicts),
             trained=tuple(_trained(key, result) for key, result in trained.items()),
             warnings=tuple(warnings(selections, verdicts, trained.values())),
+            mean=over_tasks(verdicts, f"mean over {len(verdicts)} tasks") if len(verdicts) > 1 else None,
             reused=all(part.reused for part in trained.values())
             and all(result.reused for some in results.values() for result in some),
         )

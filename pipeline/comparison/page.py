@@ -1,6 +1,5 @@
 """What a comparison found, drawn: `comparison.html`, and the sections that a curation's report takes from it."""
 
-from operators.diversity import Diversity
 from pipeline.comparison.results import (
     Accuracy,
     ComparisonResult,
@@ -28,10 +27,11 @@ from pipeline.report.page import (
     percent,
     render,
 )
+from pipeline.steps.diversity import stages
 from pipeline.storage import Store, digest
 
 PAGE = "comparison.html"
-PAGE_VERSION = 2
+PAGE_VERSION = 3
 
 _ACCURACIES = (
     "Dots are seeds and diamonds their means; a line is the 95\N{NO-BREAK SPACE}% interval of the mean (Student's t)."
@@ -40,6 +40,10 @@ _DIFFERENCES = (
     "Each seed with its own counterpart, so that what seeds have in common cancels out. The thick line is the "
     "95\N{NO-BREAK SPACE}% interval over seeds, the thin one that over test samples. A difference can be relied upon "
     "where both are clear of zero."
+)
+_OVER_SEEDS = (
+    "Each seed with its own counterpart, so that what seeds have in common cancels out. A line is the "
+    "95\N{NO-BREAK SPACE}% interval over seeds; the tasks have different test samples, so there is none over those."
 )
 
 
@@ -73,8 +77,9 @@ def headlines(result: ComparisonResult) -> tuple[Headline, ...]:
 
 
 def sections(result: ComparisonResult) -> list[Section]:
-    """One for each task, and one about the selections."""
-    return [*(_task_section(result, task) for task in result.tasks), _selections_section(result)]
+    """One for each task, one for their mean, and one about the selections."""
+    tasks = [*result.tasks, *([result.mean] if result.mean else [])]
+    return [*(_task_section(result, task) for task in tasks), _selections_section(result)]
 
 
 def _task_section(result: ComparisonResult, task: TaskVerdict) -> Section:
@@ -86,21 +91,26 @@ def _task_section(result: ComparisonResult, task: TaskVerdict) -> Section:
     blocks: list[Block] = [
         Chart(
             "By selection",
-            draw_intervals(title, [_accuracy_line(result, task, found) for found in task.accuracies], task.metric),
+            draw_intervals(
+                title, [accuracy_line(task, found, result.baseline) for found in task.accuracies], task.metric
+            ),
             _ACCURACIES,
         )
     ]
     for theirs in dict.fromkeys(found.theirs for found in task.differences):
         lines = [_difference_line(found) for found in task.differences if found.theirs == theirs]
         drawn = draw_intervals(f"{title}, less that of {theirs}", lines, f"less {theirs}", zero=True)
-        blocks.append(Chart(f"Against {theirs}", drawn, _DIFFERENCES))
+        paired = all(found.over_samples for found in task.differences)
+        blocks.append(Chart(f"Against {theirs}", drawn, _DIFFERENCES if paired else _OVER_SEEDS))
     blocks.append(_task_table(result, task))
-    return Section(f"task-{task.task}", f"Trained and tested: {task.task}", intro, tuple(blocks), label=task.task)
+    name = f"task-{task.task.replace(' ', '-')}"
+    return Section(name, f"Trained and tested: {task.task}", intro, tuple(blocks), label=task.task)
 
 
-def _accuracy_line(result: ComparisonResult, task: TaskVerdict, found: Accuracy) -> Line:
+def accuracy_line(task: TaskVerdict, found: Accuracy, baseline: str) -> Line:
+    """How a selection did, coloured where it is clear that it did better or worse than the baseline."""
     tone: Tone = "plain"
-    difference = task.difference(found.selection, result.baseline)
+    difference = task.difference(found.selection, baseline)
     if difference and difference.clear:
         tone = "kept" if difference.value > 0 else "dropped"
     return Line(found.selection, found.mean, found.interval, dots=found.values, tone=tone)
@@ -166,7 +176,11 @@ def _costs_table(result: ComparisonResult) -> Table:
     columns = (
         Column("selection", numeric=False),
         Column("step", numeric=False),
-        Column("seconds", help="when it was made; steps and embeddings that selections share stand with each"),
+        Column(
+            "seconds",
+            help="when it was made; what selections share stands with each, and embeddings that were made while the "
+            "pool was read stand with samples",
+        ),
     )
     rows = [
         (Cell(selection.name, selection.name), Cell(title, title), Cell(f"{seconds:.1f}", seconds))
@@ -180,6 +194,7 @@ def _diversity_table(result: ComparisonResult) -> Table:
     columns = (
         Column("selection", numeric=False),
         Column("effective clusters", help="exp of the entropy: how many clusters of equal size would be as diverse"),
+        Column("of as many at random", help="the same number of as many samples of the pool, drawn at random"),
         Column("of the pool's", help="the same number of the whole pool"),
         Column("largest cluster", share=True, help="share of the samples in it"),
     )
@@ -188,10 +203,11 @@ def _diversity_table(result: ComparisonResult) -> Table:
 
 def _diversity_row(selection: SelectionFacts) -> tuple[Cell, ...]:
     assert selection.diversity is not None
-    before, after = (Diversity(**selection.diversity[name]) for name in ("before", "after"))
+    before, drawn, after = stages(selection.diversity)
     return (
         Cell(selection.name, selection.name),
         _number(after.effective),
+        _number(drawn.effective),
         _number(before.effective),
         Cell(percent(after.largest_share, 1), after.largest_share),
     )

@@ -136,6 +136,7 @@ class ComparisonResult:
         samples_seen: by each model in its training.
         selections: in order.
         tasks: what each says.
+        mean: what their mean says, where there are several; no interval over samples, and so never `clear`.
         trained: the models.
         warnings: sentences.
         reused: whether everything was there before this run.
@@ -149,6 +150,7 @@ class ComparisonResult:
     tasks: tuple[TaskVerdict, ...]
     trained: tuple[Trained, ...]
     warnings: tuple[str, ...]
+    mean: TaskVerdict | None = None
     reused: bool = False
 
 
@@ -172,6 +174,7 @@ def read_comparison(store: Store) -> ComparisonResult | None:
     record["warnings"] = tuple(record["warnings"])
     record["selections"] = tuple(_selection(found) for found in record["selections"])
     record["tasks"] = tuple(_task(found) for found in record["tasks"])
+    record["mean"] = _task(record["mean"]) if record.get("mean") else None
     record["trained"] = tuple(Trained(**found) for found in record["trained"])
     return ComparisonResult(**record)
 
@@ -181,7 +184,7 @@ def print_comparison(result: ComparisonResult) -> None:
     samples = {selection.name: selection.samples for selection in result.selections}
     randoms = [selection.name for selection in result.selections if selection.like]
     rows = []
-    for task in result.tasks:
+    for task in (*result.tasks, *([result.mean] if result.mean else [])):
         for accuracy in task.accuracies:
             to_random = [task.difference(accuracy.selection, name) for name in randoms]
             rows.append(
@@ -226,7 +229,8 @@ def difference_text(difference: Difference | None) -> str:
 
 def _selection(record: dict[str, Any]) -> SelectionFacts:
     scores = {title: MeanScore(*means) for title, means in record["scores"].items()}
-    return SelectionFacts(**record | {"kinds": tuple(record["kinds"]), "scores": scores})
+    seconds = record.get("seconds", {})  # which older ones do not say
+    return SelectionFacts(**record | {"kinds": tuple(record["kinds"]), "scores": scores, "seconds": seconds})
 
 
 def _task(record: dict[str, Any]) -> TaskVerdict:

@@ -37,7 +37,9 @@ class Selected:
         runs: over the pool with the selection's verdicts, by seed of the trainings; of a random selection each differs.
         samples: that it keeps.
         scores: by score step.
-        seconds: what each step and embedding took when it was made, by its title.
+        seconds: what each step and embedding took when it was made, by its title. Embeddings that are made while the
+            pool is read stand with `samples`.
+        titles: of its own steps, whose cost is nobody else's.
         diversity: as `pipeline.steps.diversity` gives it, where it was asked for; of a random selection the first
             seed's.
         warnings: sentences.
@@ -52,6 +54,7 @@ class Selected:
     seconds: Mapping[str, float] = field(default_factory=dict)
     diversity: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    titles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,15 +126,26 @@ def _steps(work: Selecting, name: str, steps: Sequence[Step]) -> Selected:
         raise InputError(f"selections.{name} must keep at least one sample, got none of {run.samples.rows}")
     scores = {step.title: mean_score(run, step.title) for step in steps if step.gives_score}
     seconds = {title: artifact.seconds for title, artifact in run.artifacts.items()}
-    runs = dict.fromkeys(work.config.seeds, run)
-    return Selected(name, tuple(step.step for step in steps), None, runs, run.num_entering, scores, seconds)
+    return Selected(
+        name=name,
+        kinds=tuple(step.step for step in steps),
+        like=None,
+        runs=dict.fromkeys(work.config.seeds, run),
+        samples=run.num_entering,
+        scores=scores,
+        seconds=seconds,
+        titles=tuple(step.title for step in steps),
+    )
 
 
 def evaluation_sources(tasks: Sequence[NamedTask]) -> list[Source]:
-    """The sources that models are tested on, each under a name of its own; what a linear probe is fitted on is none."""
+    """The sources that models are tested on, each under a name of its own; what a linear probe is fitted on is none.
+
+    Images are looked for, so those without a text count, too.
+    """
     pools = [(task, key, pool) for task in tasks for key, pool in task.pools.items() if key != "train"]
     return [
-        source.model_copy(update={"name": f"{task.name.replace('/', '.')}.{key}.{number}"})
+        source.without_text.model_copy(update={"name": f"{task.name.replace('/', '.')}.{key}.{number}"})
         for task, key, pool in pools
         for number, source in enumerate(pool.sources)
     ]

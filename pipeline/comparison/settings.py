@@ -11,7 +11,7 @@ from pipeline.config.yaml_values import KeyPath
 from pipeline.curation import Curation
 from pipeline.engine import Resources
 from pipeline.evaluation.task_settings import Task
-from pipeline.paths import resolve_model
+from pipeline.paths import hand_down, resolve_model
 from pipeline.pool import Pool, Source
 from pipeline.steps.base import NAME, Step
 from pipeline.steps.decontaminate import Decontaminate
@@ -59,6 +59,8 @@ Selection = Annotated[
 
 DRAW = "draw"
 """What the step is called that draws a random selection."""
+KEPT_OUT = "decontaminate_evaluation"
+"""What the step is called that keeps the evaluation sets out of every selection."""
 
 
 class Comparison(_Strict):
@@ -126,7 +128,8 @@ class Comparison(_Strict):
         selection = self.selections[name]
         steps: list[Step] = []
         if self.decontaminate and sources:
-            steps.append(Decontaminate(step="decontaminate", against=tuple(sources), **dict(self.decontaminate)))
+            settings = dict(self.decontaminate)
+            steps.append(Decontaminate(step="decontaminate", name=KEPT_OUT, against=tuple(sources), **settings))
         drawn = isinstance(selection, Like)
         steps += [Filter(step="filter", name=DRAW, draw=True, keep=keep)] if isinstance(selection, Like) else selection
         return Curation(
@@ -164,6 +167,10 @@ class Comparison(_Strict):
         return seeds
 
     @model_validator(mode="after")
+    def _hand_down(self) -> Self:
+        return hand_down(self)
+
+    @model_validator(mode="after")
     def _check_names(self) -> Self:
         fixed = [name for name in self.selections if name not in self.randoms]
         for name, selection in self.selections.items():
@@ -185,14 +192,21 @@ class Comparison(_Strict):
         """Whatever a curation would find wrong with a selection is wrong here, at the place where it was written."""
         if not all(source.has_images for source in self.pool.sources):
             raise KeyProblem(("pool", "format"), "must be one with images, which models are trained on")
+        added = 1 if self.decontaminate else 0
         for name in self.selections:
             try:
-                self.curation(name)
+                self.curation(name, self.pool.sources)  # in place of the evaluation sets, which are not known yet
             except ValidationError as error:
                 problem = error.errors()[0]["ctx"]["error"]
-                raise KeyProblem(_place(name, problem.path), problem.rule) from None
+                raise KeyProblem(_place(name, problem.path, added), problem.rule) from None
         return self
 
 
-def _place(name: str, path: KeyPath) -> KeyPath:
-    return ("selections", name, *path[1:]) if path[:1] == ("steps",) else path
+def _place(name: str, path: KeyPath, added: int) -> KeyPath:
+    """Where a problem of a curation's steps was written, the first of which were added."""
+    match path:
+        case ("steps", int(number), *below):
+            return ("selections", name, number - added, *below) if number >= added else ("decontaminate", *below)
+        case ("steps", *below):
+            return ("selections", name, *below)
+    return path

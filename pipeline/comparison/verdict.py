@@ -22,8 +22,10 @@ from pipeline.comparison.settings import Comparison
 from pipeline.comparison.trainings import Key
 from pipeline.evaluation.results import Result, draws, load_outcomes
 from pipeline.spread import spread
-from pipeline.storage import Store
+from pipeline.storage import Store, digest
 from pipeline.training.trainer import TrainingResult
+
+DIFFERENCES_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,14 @@ def warnings(
 
 
 def costs(selections: Sequence[Selected], trained: Iterable[TrainingResult]) -> Iterator[str]:
-    """Names the steps that took longer than a training on what they select: filtering has to pay for itself."""
+    """Names the steps that took longer than a training on what they select: filtering has to pay for itself.
+
+    Of each selection its own steps only: reading and embedding the pool serves others, too.
+    """
     usual = median([result.seconds for result in trained])
     for selected in selections:
-        for title, seconds in selected.seconds.items():
-            if title != "samples" and seconds > usual:  # which every selection reads
+        for title in selected.titles:
+            if (seconds := selected.seconds.get(title, 0.0)) > usual:
                 yield (
                     f"selections.{selected.name}: {title} took {seconds:.0f} s, longer than the {usual:.0f} s of a "
                     "training on what is selected: its cost is out of line with what it serves."
@@ -110,6 +115,35 @@ def hollow_scores(selections: Sequence[Selected], verdicts: Sequence[TaskVerdict
                     "scores are no proof of a good filter."
                 )
     return found
+
+
+def over_tasks(verdicts: Sequence[TaskVerdict], name: str) -> TaskVerdict:
+    """The mean over tasks of each model's main metric, held against each other by seed; every model does every task.
+
+    Args:
+        verdicts: of the tasks; at least one.
+        name: of what is said of them all.
+
+    Returns:
+        a verdict without intervals over samples, as the tasks' samples are different ones.
+    """
+    first = verdicts[0]
+    by_name = {
+        found.selection: np.mean([verdict.of(found.selection).values for verdict in verdicts], axis=0).tolist()
+        for found in first.accuracies
+    }
+    differences = []
+    for pair in first.differences:
+        found = paired_t_interval(by_name[pair.ours], by_name[pair.theirs])
+        differences.append(Difference(pair.ours, pair.theirs, found.value, _bounded(found), None))
+    metrics = dict.fromkeys(verdict.metric for verdict in verdicts)
+    return TaskVerdict(
+        task=name,
+        metric=next(iter(metrics)) if len(metrics) == 1 else "main metric",
+        num_samples=sum(verdict.num_samples for verdict in verdicts),
+        accuracies=tuple(accuracy(name, values) for name, values in by_name.items()),
+        differences=tuple(differences),
+    )
 
 
 def _judge_task(
@@ -146,10 +180,21 @@ def _difference(store: Store, seed: int, resamples: int, item: tuple[int, Contra
     number, contrast = item
     ours, theirs = contrast.our_results, contrast.their_results
     over_seeds = paired_t_interval([result.value for result in ours], [result.value for result in theirs])
-    mine, other = (mean_metric([load_metric(store, result) for result in side]) for side in (ours, theirs))
-    over_samples = paired_bootstrap(mine, other, ours[0].num_samples, draws(seed, ours[0].key), resamples=resamples)
-    names = (contrast.ours, contrast.theirs)
-    return number, Difference(*names, over_seeds.value, _bounded(over_seeds), _bounded(over_samples))
+    over_samples = _over_samples(store, seed, resamples, contrast)
+    return number, Difference(contrast.ours, contrast.theirs, over_seeds.value, _bounded(over_seeds), over_samples)
+
+
+def _over_samples(store: Store, seed: int, resamples: int, contrast: Contrast) -> Interval:
+    """The interval over test samples, kept under the name of all that it depends on."""
+    ours, theirs = contrast.our_results, contrast.their_results
+    outcomes = [[(result.outcomes, result.metric) for result in side] for side in (ours, theirs)]
+    at = f"differences/{digest(DIFFERENCES_VERSION, outcomes, ours[0].key, seed, resamples)}.json"
+    if not store.exists(at):
+        mine, other = (mean_metric([load_metric(store, result) for result in side]) for side in (ours, theirs))
+        found = paired_bootstrap(mine, other, ours[0].num_samples, draws(seed, ours[0].key), resamples=resamples)
+        store.publish_json(at, _bounded(found))
+    ends = store.read_json(at)
+    return (ends[0], ends[1]) if ends else None
 
 
 def load_metric(store: Store, result: Result) -> Metric:

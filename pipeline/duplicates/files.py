@@ -26,6 +26,7 @@ from operators.duplicates import Block, Heard, open_block
 from operators.near_pairs import screen
 from pipeline.columns import embeddings, fixed_binary
 from pipeline.duplicates.rows import Copies, Members
+from pipeline.integrity import read_arrays
 from pipeline.storage import Store
 
 Arrays = dict[str, NDArray[Any]]
@@ -176,8 +177,7 @@ def _batch(members: Members) -> pa.RecordBatch:
 
 @functools.lru_cache(maxsize=_CACHED)
 def _read(store: Store, path: str) -> Arrays:
-    with np.load(io.BytesIO(store.read(path)), allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_arrays(store, path)
 
 
 @functools.lru_cache(maxsize=4)

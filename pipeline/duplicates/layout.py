@@ -4,7 +4,6 @@ Legend: K clusters, L blocks, S parts of a split cluster, P pairs, D dimensions.
 """
 
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from operators.borders import near_border
 from operators.hashing import keyed_hash
+from pipeline.integrity import read_arrays
 from pipeline.spread import balanced
 from pipeline.storage import Store
 
@@ -148,9 +148,7 @@ def cut_giants(sizes_S: Ints, largest: int) -> Ints:
 @functools.lru_cache(maxsize=4)
 def read_centroids(store: Store, path: str) -> NDArray[np.float64]:
     """The centroids in a `.npz`; each worker reads them once."""
-    with np.load(io.BytesIO(store.read(path)), allow_pickle=False) as arrays:
-        centroids_KD: NDArray[np.float64] = arrays["centroids_KD"]
-        return centroids_KD
+    return read_arrays(store, path)["centroids_KD"]
 
 
 def _meetings(first_K: Ints, blocks_K: Ints, neighbours_P2: Ints, split: Sequence[int]) -> Ints:

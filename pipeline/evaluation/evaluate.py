@@ -1,5 +1,6 @@
 """Running an evaluation: every task is prepared, put to each model, measured and published."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -7,24 +8,26 @@ from functools import partial
 from operators.errors import ConfigError, ModelError, UserError
 from operators.evaluation.intervals import bootstrap
 from operators.evaluation.outcomes import Outcomes, all_metrics
-from pipeline.artifact import parquet_bytes
+from pipeline.artifact import parquet_bytes, publish_beside
 from pipeline.engine import engine
-from pipeline.evaluation.class_lists import read_classes, read_templates
 from pipeline.evaluation.jobs import Inputs, Job, Solved
 from pipeline.evaluation.prepare import Prepared, prepare
-from pipeline.evaluation.results import Result, draws, write_results
+from pipeline.evaluation.results import Result, check_workspace, draws, write_results
 from pipeline.evaluation.settings import Evaluation
 from pipeline.evaluation.suite import expand_suite
 from pipeline.evaluation.task_settings import Classification, DatacompSuite, LinearProbe, NamedTask
+from pipeline.integrity import read_sealed, sealed
+from pipeline.labels.lists import read_classes, read_templates
 from pipeline.models import check_model, decide_precision
 from pipeline.pool import Pool
 from pipeline.progress import Progress, open_progress
+from pipeline.quarantine import rebuilding
 from pipeline.references import check_reference
 from pipeline.run import Run
 from pipeline.spread import spread
 from pipeline.storage import Store, digest
 
-OUTCOMES_VERSION = 1
+OUTCOMES_VERSION = 2
 
 
 def run_evaluation(config: Evaluation, address: str | None = None) -> list[Result]:
@@ -49,10 +52,11 @@ def check(config: Evaluation) -> None:
         for key, pool in task.pools.items():
             _check_set(f"tasks.{task.name}.{key}", pool)
         if isinstance(task, Classification | LinearProbe) and task.classes is not None:
-            read_classes(task.classes)
+            read_classes(task.classes, task.storage)
         if isinstance(task, Classification):
-            read_templates(task.templates)
+            read_templates(task.templates, task.storage)
     config.store.check_writable()
+    check_workspace(config.store)
 
 
 def evaluate(config: Evaluation, *, workers: int, progress: Progress) -> list[Result]:
@@ -79,7 +83,8 @@ def evaluate(config: Evaluation, *, workers: int, progress: Progress) -> list[Re
     results: list[Result] = []
     with config.store.locked(progress.note):
         for task in tasks:
-            for result in _evaluate_task(run, task, config.bootstrap):
+            work = partial(_evaluate_task, run, task, config.bootstrap)
+            for result in rebuilding(config.store, progress, workers, work):
                 progress.note(_describe(result))
                 results.append(result)
         write_results(config.store, results)
@@ -172,8 +177,10 @@ def _publish(
         "facts": facts,
         "seconds": round(elapsed + time.monotonic() - started, 3),
     }
-    store.publish(f"{at}.parquet", parquet_bytes(job.table(outcomes)))
-    store.publish_json(f"{at}.json", record)
+    data = parquet_bytes(job.table(outcomes))
+    table = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    publish_beside(store, f"{at}.parquet", data)
+    store.publish(f"{at}.json", sealed({**record, "table": table}))
 
 
 def _is_made(store: Store, at: str) -> bool:
@@ -181,7 +188,8 @@ def _is_made(store: Store, at: str) -> bool:
 
 
 def _result(store: Store, task: NamedTask, prepared: Prepared, model: str, at: str, *, reused: bool) -> Result:
-    record = store.read_json(f"{at}.json")
+    record = read_sealed(store, f"{at}.json")
+    record.pop("table", None)
     interval = record.pop("interval")
     return Result(
         key=task.name,
@@ -194,6 +202,7 @@ def _result(store: Store, task: NamedTask, prepared: Prepared, model: str, at: s
         rejected=prepared.set.rejected,
         damaged=prepared.set.damaged,
         outcomes=f"{at}.parquet",
+        train=None if prepared.train is None else prepared.train.facts,
         reused=reused,
         **record,
     )

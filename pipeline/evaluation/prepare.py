@@ -11,12 +11,12 @@ import pyarrow as pa
 from operators.errors import InputError
 from operators.evaluation.zero_shot import class_prompts
 from operators.rejects import Reason
-from pipeline.evaluation.class_lists import read_classes, read_templates
 from pipeline.evaluation.jobs import ClassificationJob, Inputs, Ints, Job, ProbeJob, RetrievalJob
-from pipeline.evaluation.labels import class_numbers, distinct_labels, group_numbers, numbers_among
 from pipeline.evaluation.sets import EvaluationSet, open_set
 from pipeline.evaluation.task_settings import Classification, LinearProbe, NamedTask, Retrieval
 from pipeline.evaluation.texts import embed_texts
+from pipeline.labels.lists import read_classes, read_templates
+from pipeline.labels.numbers import class_numbers, distinct_labels, group_numbers, numbers_among
 from pipeline.run import Run
 from pipeline.storage import digest
 
@@ -31,6 +31,7 @@ class Prepared:
         identity: names all that the outcomes depend on besides a model.
         set: that is evaluated.
         num_classes: None of a retrieval.
+        train: what a linear probe is trained on.
     """
 
     job: Job
@@ -38,6 +39,7 @@ class Prepared:
     identity: str
     set: EvaluationSet
     num_classes: int | None
+    train: EvaluationSet | None = None
 
 
 def prepare(run: Run, task: NamedTask) -> Prepared:
@@ -60,13 +62,13 @@ def prepare(run: Run, task: NamedTask) -> Prepared:
 
 
 def _classification(run: Run, task: Classification) -> Prepared:
-    classes, templates = read_classes(task.classes), read_templates(task.templates)
+    classes, templates = read_classes(task.classes, task.storage), read_templates(task.templates, task.storage)
     data = open_set(run, task.data, list(run.models), f"tasks.{task.name}.data")
     labels = _read_labels(data, task, task.group_field)
     label_N = _numbers(class_numbers(classes, labels.texts, data.places))
     job = ClassificationJob(_uids(data), data.sound_N, label_N, labels.group_N, classes)
     prompts = class_prompts(classes, templates)
-    inputs = [_inputs(data, model, texts=embed_texts(run, model, prompts)) for model in run.models]
+    inputs = _with_texts(run, data, prompts)
     identity = digest("classification", data.digest, labels.digest, classes, templates)
     return Prepared(job, inputs, identity, data, len(classes))
 
@@ -80,7 +82,7 @@ def _linear_probe(run: Run, task: LinearProbe) -> Prepared:
         classes = tuple(distinct_labels(learned.texts, train.places))
         number = partial(numbers_among, classes)
     else:
-        classes = read_classes(task.classes)
+        classes = read_classes(task.classes, task.storage)
         number = partial(class_numbers, classes)
     job = ProbeJob(
         uids=_uids(test),
@@ -96,7 +98,7 @@ def _linear_probe(run: Run, task: LinearProbe) -> Prepared:
     inputs = [_inputs(test, model, train=train) for model in models]
     sets = (train.digest, learned.digest, test.digest, asked.digest)
     identity = digest("linear_probe", *sets, classes, task.l2, run.seed)
-    return Prepared(job, inputs, identity, test, len(classes))
+    return Prepared(job, inputs, identity, test, len(classes), train)
 
 
 def _retrieval(run: Run, task: Retrieval) -> Prepared:
@@ -116,7 +118,7 @@ def _retrieval(run: Run, task: Retrieval) -> Prepared:
     first_N, image_M = _images(data.samples["image_hash"].to_pylist(), [len(captions) for captions in lists])
     job = RetrievalJob(_uids(data).take(pa.array(first_N)), data.sound_N, first_N, image_M)
     captions = [caption for captions in lists for caption in captions]
-    inputs = [_inputs(data, model, texts=embed_texts(run, model, captions)) for model in run.models]
+    inputs = _with_texts(run, data, captions)
     return Prepared(job, inputs, digest("retrieval", data.digest, named, task.captions_field), data, None)
 
 
@@ -137,6 +139,11 @@ def _images(hashes: Sequence[bytes], captions: Sequence[int]) -> tuple[Ints, Int
             first_N.append(row)
         image_M += [number_of[name]] * count if count else []
     return np.array(first_N, np.int64), np.array(image_M, np.int64)
+
+
+def _with_texts(run: Run, data: EvaluationSet, texts: Sequence[str]) -> list[Inputs]:
+    arrays = embed_texts(run, list(run.models), texts)
+    return [_inputs(data, model, texts=arrays[model]) for model in run.models]
 
 
 def _inputs(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from operators.errors import WorkspaceError
 from operators.evaluation.datacomp import BY_KEY, Aggregate, aggregate
 from operators.evaluation.intervals import Estimate, Metric, paired_bootstrap
 from operators.evaluation.outcomes import Outcomes
@@ -46,6 +47,7 @@ class Result:
         damaged: shard -> why not all of it was read.
         facts: more numbers: the `l2` of a linear probe.
         outcomes: the table of what came of every sample, in the workspace.
+        train: of a linear probe's training set, `samples`, `rejected` and `damaged` as here; None of other tasks.
         seconds: wall time from the start of its task to its end, in the run that made it.
         reused: whether it was there before this run.
     """
@@ -64,6 +66,7 @@ class Result:
     damaged: Mapping[str, str]
     facts: Mapping[str, float]
     outcomes: str
+    train: Mapping[str, Any] | None = None
     seconds: float = field(default=0.0, compare=False)
     reused: bool = field(default=False, compare=False)
 
@@ -108,6 +111,16 @@ def aggregates(results: Sequence[Result]) -> dict[str, list[Aggregate]]:
         if facts and result.task != "linear_probe" and result.metric == facts.metric:
             values[result.model][result.dataset] = result.value
     return {model: aggregate(found) for model, found in values.items()}
+
+
+def check_workspace(store: Store) -> None:
+    """Raises WorkspaceError where a workspace is another kind of job's, whose summary would be lost."""
+    if store.exists(SUMMARY) and not store.read_json(SUMMARY).keys() >= _OF_A_SUMMARY:
+        rule = "must be of evaluations only, so that no other job's summary.json is replaced"
+        raise WorkspaceError(f"workspace {rule}, got that of another kind of job: {store.url}")
+
+
+_OF_A_SUMMARY = {"results", "aggregates", "steps"}
 
 
 def write_results(store: Store, results: Sequence[Result]) -> None:
@@ -161,14 +174,23 @@ def _remarks(results: Sequence[Result]) -> list[str]:
     remarks = []
     for result in {result.key: result for result in results}.values():
         if result.rejected:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
+            reasons = _reasons(result.rejected)
             remarks.append(f"{result.dataset}: {result.num_samples:,} images evaluated; rejected: {reasons}")
         remarks += [f"{result.dataset}: damaged shard {shard} ({why})" for shard, why in result.damaged.items()]
+        if result.train is not None:
+            rejected = f"; rejected: {_reasons(result.train['rejected'])}" if result.train["rejected"] else ""
+            remarks.append(f"{result.dataset}: trained on {result.train['samples']:,} images{rejected}")
+            damaged = result.train["damaged"].items()
+            remarks += [f"{result.dataset}: damaged shard {shard} of train ({why})" for shard, why in damaged]
     return remarks + [
         f"{result.dataset}: {result.model} could not embed {result.not_embedded:,} images, which count as wrong"
         for result in results
         if result.not_embedded
     ]
+
+
+def _reasons(rejected: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in rejected.items())
 
 
 def _line(result: Result) -> bytes:

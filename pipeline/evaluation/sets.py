@@ -5,6 +5,7 @@ Legend: N rows of the set, D dimensions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,8 @@ from operators.errors import InputError
 from pipeline.artifact import read_columns
 from pipeline.columns import embeddings, present
 from pipeline.embed import make
-from pipeline.evaluation.fields import read_fields
-from pipeline.evaluation.labels import Place
+from pipeline.labels.fields import read_fields
+from pipeline.labels.numbers import Place
 from pipeline.pool import Pool
 from pipeline.references import embed_reference
 from pipeline.run import Run
@@ -54,12 +55,17 @@ class EvaluationSet:
         """Names all that the set holds."""
         return self.run.samples.digest
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How many samples are sound, and what became of the others, JSON-able."""
+        return {"samples": len(self.samples), "rejected": dict(self.rejected), "damaged": dict(self.damaged)}
+
     def vectors(self, model: str) -> tuple[str, ...]:
         """The parts of a model's embeddings: see `read_vectors`."""
         return tuple(part.path for part in self.run.embeddings[model, "image"].parts)
 
     def fields(self, names: Sequence[str]) -> tuple[pa.Table, str]:
-        """Those fields of the sound samples, and a digest: see `pipeline.evaluation.fields.read_fields`."""
+        """Those fields of the sound samples, and a digest: see `pipeline.labels.fields.read_fields`."""
         table, digest = read_fields(self.run, names)
         return table.filter(pa.array(self.sound_N)), digest
 
@@ -78,13 +84,7 @@ def open_set(run: Run, pool: Pool, models: Sequence[str], key: str, *, needs_tex
         LimitExceeded: too much of it is rejected or damaged.
         InputError: it has no sample, or none that is sound.
     """
-    # Only where it changes anything: otherwise the embeddings are those of `decontaminate`, and of other tasks.
-    sources = [
-        source.model_copy(update={"require_text": False})
-        if source.require_text is None and source.needs_text and not needs_text
-        else source
-        for source in pool.sources
-    ]
+    sources = (pool if needs_text else pool.without_text).sources
     passes = [models[start : start + MODELS_PER_PASS] for start in range(0, len(models), MODELS_PER_PASS)]
     first, *later = [[(model, "image") for model in some] for some in passes]
     reference = embed_reference(replace(run, pool=pool), sources, first, key)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pipeline.config.problems import KeyProblem
 from pipeline.engine import Resources
 from pipeline.evaluation.task_settings import Task
 from pipeline.models import mismatch
-from pipeline.paths import resolve_model
+from pipeline.paths import hand_down, resolve_model
 from pipeline.pool import names_password
 from pipeline.steps.base import NAME
 from pipeline.storage import Store, absolute
@@ -51,6 +51,10 @@ class Evaluation(BaseModel):
             "tasks": tuple(task.resolved() for task in self.tasks),
         }
         return self.model_copy(update=resolved)
+
+    @model_validator(mode="after")
+    def _hand_down(self) -> Self:
+        return hand_down(self)
 
     @model_validator(mode="after")
     def _check_tasks(self) -> Self:

@@ -15,10 +15,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import InputError
 from operators.evaluation.datacomp import BY_FOLDER, WITHOUT_MAIN_METRIC
-from pipeline.evaluation.class_lists import read_classes, read_templates, read_text
 from pipeline.evaluation.task_settings import Classification, DatacompSuite
+from pipeline.labels.lists import read_classes, read_templates, read_text
 from pipeline.pool import Pool, suggest
-from pipeline.remote import open_location
+from pipeline.remote import open_location, retry
 
 _FOLDER = re.compile(r"wds_(.+)_test")
 
@@ -32,9 +32,9 @@ def expand_suite(suite: DatacompSuite) -> list[Classification]:
         InputError: there is none, one lacks a file, or a task of `only` is not there.
     """
     fs, root = open_location(suite.path, suite.storage)
-    if not fs.isdir(root):
+    if not retry(lambda: fs.isdir(root)):
         raise InputError(f"a folder of DataComp's evaluation sets must exist, got {suite.path}")
-    paths = {posixpath.basename(path.rstrip("/")): path for path in sorted(fs.ls(root, detail=False))}
+    paths = {posixpath.basename(path.rstrip("/")): path for path in sorted(retry(lambda: fs.ls(root, detail=False)))}
     folders = {
         task_name(name): path
         for name, path in paths.items()
@@ -58,6 +58,8 @@ def task_name(folder: str) -> str:
 def _task(suite: DatacompSuite, fs: Any, path: str) -> Classification:
     folder = path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
     name = posixpath.basename(path.rstrip("/"))
+    if name in BY_FOLDER and (kind := BY_FOLDER[name].kind) != "classification":
+        raise InputError(f"{folder} must be a set of classification, got one of {kind}: list the others under only")
     _check_shards(suite, fs, path, folder)
     source = {"format": "webdataset", "path": f"{folder}/test/*.tar", "storage": suite.storage}
     return Classification(
@@ -76,7 +78,7 @@ def _check_shards(suite: DatacompSuite, fs: Any, path: str, folder: str) -> None
     text = read_text(f"{folder}/test/nshards.txt", suite.storage).strip()
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"{folder}/test/nshards.txt must hold a whole number of at least 1, got {text!r}")
-    there = {posixpath.basename(tar) for tar in fs.glob(f"{path}/test/*.tar")}
+    there = {posixpath.basename(tar) for tar in retry(lambda: fs.glob(f"{path}/test/*.tar"))}
     expected = {f"{number}.tar" for number in range(int(text))}
     if there != expected:
         differing = ", ".join(sorted(expected - there)[:3] or sorted(there - expected)[:3])

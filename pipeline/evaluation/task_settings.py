@@ -1,14 +1,14 @@
 """What a task of `winnow evaluate` may say."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from operators.evaluation.datacomp import BY_KEY
+from operators.evaluation.datacomp import BY_KEY, Kind
 from operators.evaluation.zero_shot import PLACEHOLDER
 from pipeline.config.problems import KeyProblem
-from pipeline.paths import resolve_source
+from pipeline.paths import Storage, resolve_source
 from pipeline.pool import Pool
 from pipeline.storage import absolute
 
@@ -50,7 +50,10 @@ class _NamedTask(_Task):
 
     Attributes:
         name: in results. One of DataComp's 38 keys (`cifar10`, `retrieval/flickr30k`) counts in DataComp's means.
+        kind: which of DataComp's tasks it may be named after.
     """
+
+    kind: ClassVar[Kind] = "classification"
 
     name: str = Field(pattern=f"^{TASK_NAME}$")
 
@@ -58,6 +61,14 @@ class _NamedTask(_Task):
     def dataset(self) -> str:
         """DataComp's name for it, else its own."""
         return BY_KEY[self.name].dataset if self.name in BY_KEY else self.name
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        kind = BY_KEY[self.name].kind if self.name in BY_KEY else self.kind
+        if kind != self.kind:
+            rule = f"must not be that of a task of {kind} in DataComp, where this is one of {self.kind}"
+            raise KeyProblem(("name",), f"{rule}, got {self.name!r}")
+        return self
 
 
 class _Labelled(_NamedTask):
@@ -69,11 +80,14 @@ class _Labelled(_NamedTask):
         group_field: one that holds the group of a sample, for metrics of the worst group; `npy` of a webdataset is the
             first number of that member.
         metric: the one that counts. Default: DataComp's for a task of its names, else `acc1`.
+        storage: options for fsspec to open files of `classes` and `templates`. Default: those of a workspace in the
+            same kind of store.
     """
 
     label_field: str | None = Field(default=None, min_length=1)
     group_field: str | None = Field(default=None, min_length=1)
     metric: ClassifierMetric | None = None
+    storage: Storage = None
 
     @property
     def main_metric(self) -> str:
@@ -94,7 +108,8 @@ class Classification(_Labelled):
 
     Attributes:
         data: the images, as a pool, with its limits.
-        classes: their names, or a file of them: a JSON list, or a name on each line (DataComp's `classnames.txt`).
+        classes: their names, or a file of them: a JSON list, or a name on each line (DataComp's `classnames.txt`). One
+            that comes twice, as in CLIP's list for ImageNet, stands for two classes, whose labels must be numbers.
         templates: prompts with `{c}` in the place of the class, or a file of them.
     """
 
@@ -110,14 +125,6 @@ class Classification(_Labelled):
             if PLACEHOLDER not in template:
                 raise KeyProblem((i,), f"must hold {PLACEHOLDER} where the class goes, got {template!r}")
         return templates
-
-    @field_validator("classes")
-    @classmethod
-    def _check_classes(cls, classes: Words | str) -> Words | str:
-        if not isinstance(classes, str) and len(set(classes)) < len(classes):
-            twice = next(name for name in classes if classes.count(name) > 1)
-            raise ValueError(f"must name each class once, got {twice!r} twice")
-        return classes
 
     @property
     def pools(self) -> Mapping[str, Pool]:
@@ -158,6 +165,8 @@ class Retrieval(_NamedTask):
             image without a caption is left out, and counted.
         captions_field: metadata field that holds a list of captions, instead.
     """
+
+    kind: ClassVar[Kind] = "retrieval"
 
     task: Literal["retrieval"]
     data: Pool

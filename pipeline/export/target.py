@@ -4,7 +4,6 @@ Files appear whole or not at all: they are written as scratch files and moved or
 an export writes is a pure function of what it reads, so of two writers of one file it does not matter who is last.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from operators.errors import WorkspaceError
 from pipeline.export.settings import Export
-from pipeline.storage import Store, explain_write_errors, file_sha256, to_json
+from pipeline.remote import retry
+from pipeline.storage import Store, file_sha256, to_json
 
 FOLDERS = {"webdataset", "parquet", "clip_retrieval", "semdedup"}
 """The formats that fill a folder of their own."""
@@ -48,10 +48,10 @@ class Target:
         filesystem, path = self.store.filesystem, self.store.path(self.file)
         filesystem.invalidate_cache()
         if self.file:
-            if filesystem.isdir(path):
+            if retry(lambda: filesystem.isdir(path)):
                 raise WorkspaceError(f"export path must be a file, got the folder {self.url}")
-            return {self.file: int(filesystem.size(path))} if filesystem.exists(path) else {}
-        if filesystem.isfile(path):
+            return {self.file: self.store.size(self.file)} if self.store.exists(self.file) else {}
+        if retry(lambda: filesystem.isfile(path)):
             raise WorkspaceError(f"export path must be a folder, got the file {self.url}")
         return {name: size for name, size in self.store.find("").items() if not _is_hidden(name)}
 
@@ -121,7 +121,7 @@ def write_piece(workspace: Store, target: Target, receipts: str, piece: Piece) -
             File(name, path.stat().st_size, file_sha256(path)) for name, path in zip(piece.names, paths, strict=True)
         ]
         for file, path in zip(files, paths, strict=True):
-            _put(target.store, path, file.name)
+            target.store.replace_file(path, file.name)
     workspace.replace(f"{receipts}/{piece.names[0]}.json", to_json([asdict(file) for file in files]))
     return piece.samples, files
 
@@ -131,17 +131,6 @@ def read_receipts(workspace: Store, receipts: str) -> Iterator[File]:
     for name in workspace.find(receipts):
         for file in workspace.read_json(name):
             yield File(**file)
-
-
-def _put(store: Store, scratch: Path, name: str) -> None:
-    with explain_write_errors(store.url):
-        if store.is_local:
-            with scratch.open("rb") as file:
-                os.fsync(file.fileno())
-            Path(store.path(name)).parent.mkdir(parents=True, exist_ok=True)
-            scratch.replace(store.path(name))
-        else:
-            store.filesystem.put_file(str(scratch), store.path(name))
 
 
 def _is_hidden(name: str) -> bool:

@@ -3,7 +3,7 @@
 Legend: N samples, H height, W width, C colours (RGB).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,13 +106,22 @@ class PairReader:
         return Pairs(none, none, np.empty((0, self.size, self.size, 3), dtype=np.uint8), [])
 
 
-def join_pairs(parts: list[Pairs]) -> Pairs:
-    """Some pairs in one, in the order of their uids: the same whatever shards they came from."""
+def join_pairs(parts: Sequence[Pairs]) -> Pairs:
+    """Some pairs in one, in the order of their uids: the same whatever shards they came from.
+
+    Of all images there is one copy besides the parts, never two.
+    """
     high_N, low_N = (np.concatenate([getattr(part, name) for part in parts]) for name in ("high_N", "low_N"))
     captions = [caption for part in parts for caption in part.captions]
     order_N = np.lexsort((low_N, high_N))
-    pixels_NHWC = np.concatenate([part.pixels_NHWC for part in parts])
-    return Pairs(high_N[order_N], low_N[order_N], pixels_NHWC[order_N], [captions[i] for i in order_N.tolist()])
+    place_N = np.empty(len(order_N), np.int64)
+    place_N[order_N] = np.arange(len(order_N))
+    pixels_NHWC = np.empty((len(order_N), *parts[0].pixels_NHWC.shape[1:]), np.uint8)
+    start = 0
+    for part in parts:
+        pixels_NHWC[place_N[start : start + len(part)]] = part.pixels_NHWC
+        start += len(part)
+    return Pairs(high_N[order_N], low_N[order_N], pixels_NHWC, [captions[i] for i in order_N.tolist()])
 
 
 def _pairs(table: pa.Table, images: list[NDArray[np.uint8]]) -> Pairs:

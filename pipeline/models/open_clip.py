@@ -30,7 +30,7 @@ def check(settings: OpenClipSettings) -> None:
     """Raises ModelError where the name, the architecture or the weight file cannot be."""
     build_preprocessor(settings)
     if _origin(settings) == "file":
-        check_file(settings.weights)
+        check_file(settings)
 
 
 def build_preprocessor(settings: OpenClipSettings) -> OpenClipPreprocessor:
@@ -73,7 +73,7 @@ def load_weights(settings: OpenClipSettings) -> dict[str, Tensor] | None:
     if origin == "random":
         return None
     if origin == "file":
-        return read_file(settings.weights)
+        return read_file(settings)
     with downloading(settings):
         if origin == "hub":
             path = download_pretrained_from_hf(settings.name.removeprefix(_HUB_PREFIX))
@@ -103,7 +103,7 @@ def find_architecture(settings: OpenClipSettings) -> Architecture:
     origin = _origin(settings)
     tag = open_clip.get_pretrained_cfg(settings.name, settings.weights) if origin == "tag" else {}
     config = _named_config(settings, origin)
-    exported = weight_files.find_weights(settings.weights).config if origin == "file" else None
+    exported = weight_files.find_weights(settings.weights, settings.storage).config if origin == "file" else None
     weights_cfg = tag if exported is None else _checked(exported, settings.weights)["model_cfg"]
     if weights_cfg.get("quick_gelu") and not config["model_cfg"].get("quick_gelu"):
         message = f"name must be {settings.name}-quickgelu for weights {settings.weights!r}, got {settings.name!r}"
@@ -128,7 +128,7 @@ def _named_config(settings: OpenClipSettings, origin: Origin) -> dict[str, Any]:
             path = download_pretrained_from_hf(name.removeprefix(_HUB_PREFIX), filename=weight_files.CONFIG_NAME)
         return _checked(weight_files.read_json(path), name)
     if name.endswith(".json"):
-        return _checked(weight_files.read_json(name), name)
+        return _checked(weight_files.read_json(name, settings.storage), name)
     check_name(name, open_clip.list_models())
     config = {"model_cfg": open_clip.get_model_config(name)}
     looks_quick = any(maker in settings.weights.lower() for maker in ("dfn", "openai"))

@@ -22,7 +22,7 @@ def check(settings: TimmSettings) -> None:
     """Raises ModelError where the name or the weight file cannot be."""
     build_preprocessor(settings)
     if origin_of(settings.weights) == "file":
-        check_file(settings.weights)
+        check_file(settings)
 
 
 def build_preprocessor(settings: TimmSettings) -> TimmPreprocessor:
@@ -47,7 +47,7 @@ def load_weights(settings: TimmSettings) -> dict[str, Tensor] | None:
     if origin == "random":
         return None
     if origin == "file":
-        return read_file(settings.weights)
+        return read_file(settings)
     with downloading(settings):
         return dict(load_state_dict_from_hf(timm.get_pretrained_cfg(settings.name).hf_hub_id, weights_only=True))
 

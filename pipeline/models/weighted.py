@@ -33,18 +33,18 @@ def check_name(name: str, known: Iterable[str]) -> None:
         raise ModelError(f"name must be a model that the library knows, got {name!r}{hint}")
 
 
-def check_file(url: str) -> None:
+def check_file(settings: OpenClipSettings | TimmSettings) -> None:
     """Raises ModelError where weights are missing, or their header shows that they are damaged."""
-    weight_files.check_header(weight_files.find_weights(url))
+    weight_files.check_header(weight_files.find_weights(settings.weights, settings.storage))
 
 
-def read_file(url: str) -> dict[str, Tensor]:
+def read_file(settings: OpenClipSettings | TimmSettings) -> dict[str, Tensor]:
     """The tensors of a weight file or an export folder, by name. Remote ones are downloaded once, then cached.
 
     Raises:
         ModelError: there is none, it cannot be reached, or it is not plain tensors.
     """
-    file = weight_files.find_weights(url)
+    file = weight_files.find_weights(settings.weights, settings.storage)
     weight_files.check_header(file)
     return weight_files.read_state_dict(weight_files.local_copy(file))
 
@@ -53,7 +53,7 @@ def identity_of(settings: OpenClipSettings | TimmSettings, origin: Origin) -> di
     """The settings, with a weight file named by its content, and the seed only where it draws the weights."""
     found = settings.model_dump(mode="json")
     if origin == "file":
-        found["weights"] = weight_files.fingerprint(weight_files.find_weights(settings.weights))
+        found["weights"] = weight_files.fingerprint(weight_files.find_weights(settings.weights, settings.storage))
     if origin != "random":
         del found["seed"]
     return found

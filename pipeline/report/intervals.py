@@ -10,10 +10,11 @@ from pipeline.report.page import Tone, number
 
 Interval = tuple[float, float] | None
 
-_NAMES = 128
+_NAMES = 140
 """Pixels for the names of the lines."""
 _ROW, _TOP, _DIAMOND = 34, 8, 6.0
 _LONGEST_NAME = 19
+_HALF_A_LABEL = 10
 
 _NAME = Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}<title>{}</title></text>')
 _SPAN = Markup('<line class="span {}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
@@ -68,7 +69,7 @@ def draw_intervals(title: str, lines: Sequence[Line], label: str, *, zero: bool 
     low, high = min(known), max(known)
     margin = 0.06 * (high - low) or 0.01
     height = _TOP + _ROW * len(lines) + BOTTOM
-    x = Axis(low - margin, high + margin, _NAMES, WIDTH - RIGHT, share=True)
+    x = Axis(low - margin, high + margin, _NAMES, WIDTH - RIGHT - _HALF_A_LABEL, share=True)
     parts = [_draw_tick(x, value, height, marked=zero and value == 0) for value in ticks(x.low, x.high, 5)]
     for row, line in enumerate(lines):
         parts += _draw_line(line, x, _TOP + _ROW * (row + 0.5))

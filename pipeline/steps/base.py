@@ -25,7 +25,7 @@ class Step(BaseModel):
         name: how other steps, the ledger and the report call it; its kind unless given.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     version: ClassVar[int] = 1
     random: ClassVar[bool] = False

@@ -27,12 +27,15 @@ from pipeline.artifact import Artifact, parquet_bytes, read_columns
 from pipeline.columns import embeddings, present, scatter, uid_rows
 from pipeline.filters.drawing import Drawn, draw_rows
 from pipeline.filters.files import TrainedFilter, filter_bytes
+from pipeline.filters.memory import check_room
 from pipeline.models import decide_precision, model_identity
 from pipeline.run import Modality, Plan, Read, Run, Unit, read_unit
 from pipeline.spread import spread
 from pipeline.steps.learned import Learned
 from pipeline.storage import Store
 
+_COPIES = 3
+"""Of the rows while they are read, put in order and laid side by side."""
 _MODALITIES: dict[str, tuple[Modality, ...]] = {"image": ("image",), "text": ("text",), "both": ("image", "text")}
 
 
@@ -47,6 +50,7 @@ class BinaryEmbeddings(Learned):
     """
 
     applied: ClassVar[frozenset[str]] = Learned.applied | {"model", "modality"}
+    told: ClassVar[frozenset[str]] = frozenset({"model", "modality"})
 
     step: Literal["binary_embeddings"]
     model: str
@@ -60,6 +64,7 @@ class BinaryEmbeddings(Learned):
 
     def check_trained(self, trained: TrainedFilter) -> None:
         """Whether a filter was trained on embeddings of the same modality."""
+        super().check_trained(trained)
         if (theirs := trained.settings["modality"]) != self.modality:
             raise InputError(f"{self.title}.modality must be {theirs}, as in {trained.place}, got {self.modality}")
 
@@ -80,6 +85,7 @@ class BinaryEmbeddings(Learned):
         self.check_number("trusted", positives.count, trusted.samples.rows, f"{self.modality} embeddings")
         negatives = draw_rows(plan, f"{self.title}.negatives", self._usable, self.negatives or positives.count)
         self.check_number("negatives", negatives.count, run.num_entering, f"{self.modality} embeddings")
+        self._check_room(plan, positives.count + negatives.count)
         gather = partial(gather_rows, run.store, f"{plan.folder}/rows")
         folders = [
             sorted(filter(None, spread(partial(gather, name, drawn), units, workers=run.workers)))
@@ -102,6 +108,13 @@ class BinaryEmbeddings(Learned):
     def _rows(self, run: Run) -> list[Read]:
         names = {"uid": "uid", "image_hash": "image_hash"}
         return [Read(run.samples, names), *self.score_reads(run)]
+
+    def _check_room(self, plan: Plan, count: int) -> None:
+        """Raises InputError where the embeddings that are to be learnt from would not fit into one task."""
+        found = [plan.run.embeddings[need] for need in self.embeddings()]
+        each = sum(sum(part.size for part in one.parts) / max(1, one.total("kept")) for one in found)
+        what = f"{_COPIES} times {count:,} rows of {each / 1024:.1f} KiB"
+        check_room(plan.name, int(_COPIES * count * each), what, "lower negatives, or give fewer trusted samples")
 
     @property
     def _usable(self) -> Any:

@@ -6,6 +6,7 @@ Negatives are drawn as in `binary_embeddings`. Output column: `score`, float64; 
 Legend: N samples.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, cast
@@ -16,12 +17,13 @@ from pydantic import Field
 
 from operators.encoders.base import Encoder
 from operators.encoders.settings import TimmSettings
+from operators.errors import ModelError
 from operators.hashing import generator
 from pipeline.filters.drawing import draw_rows
 from pipeline.filters.files import TrainedFilter, filter_bytes
 from pipeline.filters.pairs import PAIR_COLUMNS, PairReader, Pairs, has_image
 from pipeline.filters.scoring import Build, Scorer
-from pipeline.filters.training import decoded
+from pipeline.filters.training import Wanted
 from pipeline.models import check_model, model_identity
 from pipeline.paths import resolve_model
 from pipeline.run import Plan, Read, Run
@@ -40,6 +42,7 @@ class BinaryImages(NetworkFilter):
     """
 
     applied: ClassVar[frozenset[str]] = Learned.applied
+    told: ClassVar[frozenset[str]] = frozenset({"model", "image_size"})
 
     step: Literal["binary_images"]
     model: str = Field(default="resnet34", min_length=1)
@@ -50,8 +53,15 @@ class BinaryImages(NetworkFilter):
     def check(self) -> None:
         """Looks at the trusted set and at what the network starts from."""
         super().check()
-        if self.trained is None:
-            check_model(self._start)
+        if self.trained is not None:
+            return
+        check_model(self._start)
+        from operators.filters.resnet import build_classifier, check_image_size  # imports torch
+
+        try:
+            check_image_size(build_classifier(self.model, None, 0), self.model, self.image_size)
+        except ModelError as error:
+            raise ModelError(f"{self.title}: {error}") from error
 
     def resolved(self) -> Self:
         """The same with every path absolute."""
@@ -75,7 +85,7 @@ class BinaryImages(NetworkFilter):
         negatives = draw_rows(plan, f"{self.title}.negatives", has_image, self.negatives or positives.count)
         self.check_number("negatives", negatives.count, run.num_entering, "an image")
         sets = [
-            decoded(rows, PairReader(run.store, rows.run.pool, self.image_size), drawn)
+            Wanted(rows, PairReader(run.store, rows.run.pool, self.image_size), drawn)
             for rows, drawn in ((theirs, positives), (plan, negatives))
         ]
         return self.train_on(run, plan.name, sets)
@@ -88,15 +98,13 @@ class BinaryImages(NetworkFilter):
         from pipeline.models.timm import load_weights
 
         trusted, pool = sets
-        pixels_NHWC = np.concatenate([trusted.pixels_NHWC, pool.pixels_NHWC])
-        trusted_N = np.arange(len(pixels_NHWC)) < len(trusted)
         rng = generator(seed, self.title, "training")
         runtime = choose_runtime("float32", self.batch_size, "auto", self.threads)
         losses = []
         with numerics(runtime):
             network = build_classifier(self.model, load_weights(self._start), seed).to(runtime.device)
-            loss = classification_loss(network, pixels_NHWC, trusted_N, rng)
-            for value in fit_network(network, loss, len(pixels_NHWC), self.recipe, rng):
+            loss = classification_loss(network, trusted.pixels_NHWC, pool.pixels_NHWC, rng)
+            for value in fit_network(self.title, network, loss, len(trusted) + len(pool), self.recipe, rng):
                 losses.append(value)
                 yield value
         tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
@@ -116,7 +124,7 @@ class BinaryImages(NetworkFilter):
 
     @property
     def _start(self) -> TimmSettings:
-        return TimmSettings(library="timm", name=self.model, weights=self.weights)
+        return TimmSettings(library="timm", name=self.model, weights=self.weights, storage=self.storage)
 
 
 _SCORED_TOGETHER = 32
@@ -136,16 +144,21 @@ def load_classifier(trained: TrainedFilter) -> Scorer:
     """The network, on a GPU where there is one."""
     import torch
 
-    from operators.encoders.torch_encoder import choose_runtime
+    from operators.encoders.torch_encoder import choose_runtime, must_fit
     from operators.filters.resnet import build_classifier, classifier_scorer
 
     network = build_classifier(trained.settings["model"], None, 0)
-    network.load_state_dict({name: torch.tensor(array) for name, array in trained.tensors.items()})
+    with must_fit(f"the network {trained.settings['model']} of {trained.place}"):
+        network.load_state_dict({name: torch.tensor(array) for name, array in trained.tensors.items()})
     encoder = classifier_scorer(network, choose_runtime("float32", _SCORED_TOGETHER, "auto", 1))
     return _Classifier(trained.settings["image_size"], encoder)
 
 
 def count_shared(trusted: Pairs, pool: Pairs) -> int:
     """How many images of the pool are the same as some trusted one, pixel by pixel as the network sees them."""
-    known = {image.tobytes() for image in trusted.pixels_NHWC}
-    return sum(image.tobytes() in known for image in pool.pixels_NHWC)
+    known = set(map(_pixels_digest, trusted.pixels_NHWC))
+    return sum(_pixels_digest(image) in known for image in pool.pixels_NHWC)
+
+
+def _pixels_digest(pixels_HWC: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(pixels_HWC.tobytes(), digest_size=16).digest()

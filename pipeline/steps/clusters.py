@@ -25,10 +25,11 @@ from ray.exceptions import RayTaskError
 
 from operators.errors import InputError
 from operators.uids import split_uids
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, publish_beside
 from pipeline.clustering import KMeansFit, KMeansSettings, check_init
 from pipeline.columns import embeddings, present, scatter, uid_rows
 from pipeline.hierarchy import Assign, Merged, check_refinement, merged, parents, refine
+from pipeline.integrity import read_arrays
 from pipeline.iterations import UNFINISHED, Iterations
 from pipeline.placement import num_actors
 from pipeline.resampling import Load
@@ -111,7 +112,7 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
         fit_rows = partial(_fit, plan, title, settings)
         fitted = fit_rows(load, seed=run.seed)
         refined = refine(plan, load, fitted.centroids_KD, settings, fit_rows)
-        run.store.publish(path, _npz(fitted, settings, refined))
+        publish_beside(run.store, path, _npz(fitted, settings, refined))
     run.store.remove(f"{plan.folder}/{UNFINISHED}")
     fit = read_fit(run.store, path)
     info = {
@@ -197,20 +198,20 @@ def _assigner(store: Store, path: str, threads: int) -> Assign:
 @functools.lru_cache(maxsize=2)
 def read_fit(store: Store, path: str) -> Fit:
     """A published fit; each worker reads it once."""
-    with np.load(io.BytesIO(store.read(path)), allow_pickle=False) as arrays:
-        return Fit(
-            arrays["centroids_KD"],
-            arrays["similarity_K"],
-            arrays["sizes_K"],
-            tuple(arrays["inertia"].tolist()),
-            int(arrays["iterations"]),
-            merged(arrays),
-            parents(arrays),
-            int(arrays["rows"]),
-            float(arrays["recall"]),
-            cast("Any", str(arrays["metric"])),
-            bool(arrays["two_level"]),
-        )
+    arrays = read_arrays(store, path)
+    return Fit(
+        arrays["centroids_KD"],
+        arrays["similarity_K"],
+        arrays["sizes_K"],
+        tuple(arrays["inertia"].tolist()),
+        int(arrays["iterations"]),
+        merged(arrays),
+        parents(arrays),
+        int(arrays["rows"]),
+        float(arrays["recall"]),
+        cast("Any", str(arrays["metric"])),
+        bool(arrays["two_level"]),
+    )
 
 
 def fit_of(store: Store, info: Mapping[str, Any]) -> Fit:

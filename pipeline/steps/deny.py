@@ -20,8 +20,9 @@ from pydantic import model_validator
 
 from operators.errors import InputError
 from operators.uids import UID_BYTES, UID_PAIR, join_uids, parse_uid
-from pipeline.artifact import Artifact
-from pipeline.paths import resolve
+from pipeline.artifact import Artifact, publish_beside
+from pipeline.integrity import read_sealed, sealed
+from pipeline.paths import Storage, resolve
 from pipeline.remote import read_whole
 from pipeline.run import Read, Run, Verdicts
 from pipeline.steps.base import Step
@@ -37,12 +38,14 @@ class Deny(Step):
         uids: uids as text or as a DataComp subset.
         urls: URLs as text.
         image_hashes: image hashes as text.
+        storage: options for fsspec to open the lists. Default: those of a workspace in the same kind of store.
     """
 
     step: Literal["deny"]
     uids: str | None = None
     urls: str | None = None
     image_hashes: str | None = None
+    storage: Storage = None
 
     @model_validator(mode="after")
     def _check(self) -> "Deny":
@@ -71,8 +74,8 @@ class Deny(Step):
         if published := plan.published:
             return published
         path = f"{plan.folder}/lists.json"
-        run.store.publish_json(path, read_lists(self).record())
-        return plan.map_verdicts(partial(_judge_by, run.store, path))
+        publish_beside(run.store, path, sealed(read_lists(self).record()))
+        return plan.map_verdicts(partial(_judge_by, run.store, path), info={"lists": path})
 
 
 class Lists(NamedTuple):
@@ -103,37 +106,37 @@ def read_lists(settings: Deny) -> Lists:
         InputError: one cannot be read, or holds a line that cannot be what it lists.
     """
     return Lists(
-        uids=read_uids(settings.uids) if settings.uids else frozenset(),
-        urls=read_lines(settings.urls) if settings.urls else frozenset(),
-        image_hashes=read_hashes(settings.image_hashes) if settings.image_hashes else frozenset(),
+        uids=read_uids(settings.uids, settings.storage) if settings.uids else frozenset(),
+        urls=read_lines(settings.urls, settings.storage) if settings.urls else frozenset(),
+        image_hashes=read_hashes(settings.image_hashes, settings.storage) if settings.image_hashes else frozenset(),
     )
 
 
-def read_lines(path: str) -> frozenset[str]:
+def read_lines(path: str, storage: Storage = None) -> frozenset[str]:
     """The entries of a text list. Raises InputError."""
     try:
-        text = _read(path).decode("utf-8-sig")
+        text = _read(path, storage).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} must be text in UTF-8, got {error}") from error
     entries = (line.strip() for line in text.splitlines())
     return frozenset(entry for entry in entries if entry and not entry.startswith("#"))
 
 
-def read_hashes(path: str) -> frozenset[str]:
+def read_hashes(path: str, storage: Storage = None) -> frozenset[str]:
     """The image hashes of a text list, in lower case. Raises InputError."""
-    lines = read_lines(path)
+    lines = read_lines(path, storage)
     _refuse(path, "image hashes of 32 or 64", {line for line in lines if not _HASH.fullmatch(line)})
     return frozenset(line.lower() for line in lines)
 
 
-def read_uids(path: str) -> frozenset[str]:
+def read_uids(path: str, storage: Storage = None) -> frozenset[str]:
     """The uids of a text list or of a DataComp subset file, in lower case. Raises InputError."""
     if not path.endswith(".npy"):
-        lines = read_lines(path)
+        lines = read_lines(path, storage)
         _refuse(path, "uids of 32", {line for line in lines if parse_uid(line) is None})
         return frozenset(line.lower() for line in lines)
     try:
-        pairs = np.lib.format.read_array(io.BytesIO(_read(path)), allow_pickle=False)
+        pairs = np.lib.format.read_array(io.BytesIO(_read(path, storage)), allow_pickle=False)
     except ValueError as error:
         raise InputError(f"{path} must be a numpy file, got {error}") from error
     if pairs.dtype != UID_PAIR:
@@ -149,7 +152,7 @@ def _judge_by(store: Store, path: str, table: pa.Table) -> Verdicts:
 @functools.lru_cache(maxsize=2)
 def _published_lists(store: Store, path: str) -> Lists:
     """The lists as the driver saw them; each worker reads them once."""
-    return Lists(**{name: frozenset(entries) for name, entries in store.read_json(path).items()})
+    return Lists(**{name: frozenset(entries) for name, entries in read_sealed(store, path).items()})
 
 
 def _find(lists: Lists, uid: bytes, image_hash: bytes | None, metadata: str | None) -> tuple[str | None, str | None]:
@@ -170,8 +173,8 @@ def _refuse(path: str, rule: str, bad: set[str]) -> None:
         raise InputError(f"{path} must list {rule} hexadecimal digits, got {min(bad)!r} ({len(bad)} such lines)")
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, storage: Storage) -> bytes:
     try:
-        return read_whole(path)
+        return read_whole(path, storage)
     except Exception as error:  # each store has its own family of errors
         raise InputError(f"{path} must be a readable list, got {type(error).__name__}: {error}") from error

@@ -3,9 +3,10 @@
 Fang et al. 2023 (arXiv 2309.17425): a filter is as good as the set that it induces, and one that is over-fitted to its
 trusted set induces one of few concepts. Concepts are clusters of a model's image embeddings, fitted on what came in.
 
-What is found goes into the info of the step's artifact, as `diversity`: `model`, `clusters`, `collapse_below`; `before`
-and `after`, each with `samples`, `entropy`, `effective` and `largest_share` (`operators.diversity`); and a sentence
-under `warnings` where the effective number of clusters fell below the fraction `collapse_below` of what it was.
+What is found goes into the info of the step's artifact, as `diversity`: `model`, `clusters`, `collapse_below`;
+`before`, `at_random` (what as many as were kept would be like, drawn at random from what came in) and `after`, each
+with `samples`, `entropy`, `effective` and `largest_share` (`operators.diversity`); and a sentence under `warnings`
+where the effective number of clusters is below the fraction `collapse_below` of that at random.
 
 Legend: K clusters.
 """
@@ -18,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from operators.diversity import Diversity, diversity, has_collapsed
+from operators.diversity import Diversity, diversity, has_collapsed, thinned_diversity
+from operators.hashing import generator
 from pipeline.artifact import Artifact, Part, read_columns
 from pipeline.clustering import KMeansOptions, KMeansSettings, check_init
 from pipeline.columns import booleans, present
@@ -27,6 +29,9 @@ from pipeline.spread import balanced, spread
 from pipeline.steps.clusters import fit_of
 from pipeline.storage import Store
 
+DIVERSITY_VERSION = 2
+"""Of what is found, which stands in the artifact of the filter that asked for it."""
+
 
 class DiversitySettings(KMeansOptions):
     """How to measure diversity. Those of `KMeansOptions`, and these.
@@ -34,7 +39,8 @@ class DiversitySettings(KMeansOptions):
     Attributes:
         model: whose image embeddings are clustered.
         clusters: that serve as concepts; `auto` is the square root of the rows that enter, 50,000 at most.
-        collapse_below: the share of its effective number of clusters below which a set counts as collapsed.
+        collapse_below: the share of the effective number of clusters of as many samples at random, below which a set
+            counts as collapsed.
     """
 
     model: str
@@ -74,10 +80,11 @@ def measure(
     work = partial(count_clusters, run.store, count)
     sizes_2K = np.sum(list(spread(work, balanced(pairs, run.workers), workers=run.workers)), axis=0)
     before, after = diversity(sizes_2K[0]), diversity(sizes_2K[1])
+    drawn = thinned_diversity(sizes_2K[0], after.samples, generator(run.seed, title, "diversity"))
     found: dict[str, Any] = {"model": settings.model, "clusters": count, "collapse_below": settings.collapse_below}
-    found |= {"before": before._asdict(), "after": after._asdict()}
-    collapsed = has_collapsed(before, after, settings.collapse_below)
-    return {"diversity": found} | ({"warnings": [_warning(title, settings, before, after)]} if collapsed else {})
+    found |= {"before": before._asdict(), "at_random": drawn._asdict(), "after": after._asdict()}
+    collapsed = has_collapsed(drawn, after, settings.collapse_below)
+    return {"diversity": found} | ({"warnings": [_warning(title, settings, drawn, after)]} if collapsed else {})
 
 
 def count_clusters(store: Store, num_clusters: int, parts: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
@@ -92,19 +99,30 @@ def count_clusters(store: Store, num_clusters: int, parts: Sequence[tuple[str, s
     return sizes_2K
 
 
-def describe(found: Mapping[str, Any]) -> str:
-    """What was found, in a sentence."""
-    before, after = (Diversity(**found[name]) for name in ("before", "after"))
+def stages(found: Mapping[str, Any]) -> tuple[Diversity, Diversity, Diversity]:
+    """Of what came in, of as much as was kept at random, and of what was kept; older records know no second."""
     return (
-        f"Of {found['clusters']:,} clusters of {found['model']} embeddings, what came in was as diverse as "
-        f"{before.effective:,.1f} of equal size, and what was kept as {after.effective:,.1f}; the largest cluster "
-        f"held {before.largest_share:.1%} and then {after.largest_share:.1%}."
+        Diversity(**found["before"]),
+        Diversity(**found.get("at_random", found["before"])),
+        Diversity(**found["after"]),
     )
 
 
-def _warning(title: str, settings: DiversitySettings, before: Diversity, after: Diversity) -> str:
+def describe(found: Mapping[str, Any]) -> str:
+    """What was found, in a sentence."""
+    before, drawn, after = stages(found)
     return (
-        f"{title}: what it kept is far less diverse than what came in: as {after.effective:,.1f} clusters of equal "
-        f"size, which were {before.effective:,.1f} (a collapse below {settings.collapse_below:.0%}); the largest holds "
-        f"{after.largest_share:.1%}, which held {before.largest_share:.1%}. The filter may be over-fitted."
+        f"Of {found['clusters']:,} clusters of {found['model']} embeddings, what came in was as diverse as "
+        f"{before.effective:,.1f} of equal size, and what was kept as {after.effective:,.1f}, where as many at random "
+        f"would be as {drawn.effective:,.1f}; the largest cluster held {before.largest_share:.1%} and then "
+        f"{after.largest_share:.1%}."
+    )
+
+
+def _warning(title: str, settings: DiversitySettings, drawn: Diversity, after: Diversity) -> str:
+    return (
+        f"{title}: what it kept is far less diverse than as many samples at random: as {after.effective:,.1f} clusters "
+        f"of equal size, where those are as {drawn.effective:,.1f} (a collapse below {settings.collapse_below:.0%}); "
+        f"the largest holds {after.largest_share:.1%}, where theirs holds {drawn.largest_share:.1%}. The filter may be "
+        "over-fitted."
     )

@@ -25,7 +25,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from operators.errors import InputError
 from operators.selection import Cutoffs, cutoff_value, is_kept, num_kept
 from operators.thresholds import reaches
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, publish_beside
 from pipeline.config.problems import KeyProblem
 from pipeline.failures import winnow_error
 from pipeline.paths import resolve
@@ -33,11 +33,11 @@ from pipeline.run import Modality, Plan, Read, Run, Verdicts
 from pipeline.selection import plan_cutoffs, rows_to_keep
 from pipeline.steps.base import Step, refuse_ignored
 from pipeline.steps.clusters import cluster
-from pipeline.steps.diversity import DiversitySettings, measure
+from pipeline.steps.diversity import DIVERSITY_VERSION, DiversitySettings, measure
 from pipeline.steps.groups import best_of_each, group_ids, group_names, read_cutoffs
 from pipeline.steps.thresholds import Best, ThresholdFile, estimate
 from pipeline.steps.values import SAMPLE_COLUMNS, Ranking, Values, draws, numbers, read_values
-from pipeline.storage import Store
+from pipeline.storage import Store, to_json
 
 
 class Filter(Step):
@@ -134,6 +134,8 @@ class Filter(Step):
         identity = super().identity(run) | threshold | drawn
         if self.diversity is None:  # as if there were no such setting
             del identity["diversity"]
+        else:
+            identity["diversity"] = {**identity["diversity"], "version": DIVERSITY_VERSION}
         return identity
 
     def run(self, run: Run) -> Artifact:
@@ -191,7 +193,7 @@ class Filter(Step):
         )
         path = f"{plan.folder}/threshold.json"
         record = threshold.model_dump(mode="json")
-        run.store.publish_json(path, record)
+        publish_beside(run.store, path, to_json(record))
         info = {"threshold": threshold.value, "threshold_file": path, "estimate": record}
         return plan.map_verdicts(partial(judge_threshold, ranking, threshold.value), info=info)
 

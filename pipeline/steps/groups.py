@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from operators.errors import InputError
 from operators.selection import Cutoffs, Keys
-from pipeline.artifact import parquet_bytes, read_columns
+from pipeline.artifact import parquet_bytes, publish_beside, read_columns
 from pipeline.run import Plan, Unit, read_unit
 from pipeline.selection import plan_cutoffs
 from pipeline.spread import spread
@@ -69,7 +69,7 @@ def best_of_each(
     words = {name: cutoffs.last_G3[:, word] for word, name in enumerate(_WORDS)}
     table = pa.table({"group": found["group"], "rows": found["rows"], "quota": quotas_G, **words})
     path = f"{plan.folder}/groups.parquet"
-    run.store.publish(path, parquet_bytes(table))
+    publish_beside(run.store, path, parquet_bytes(table))
     return path
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from operators.errors import InputError
-from pipeline.artifact import Artifact, parquet_bytes, read_columns
+from pipeline.artifact import Artifact, parquet_bytes, publish_beside, read_columns
 from pipeline.columns import present, scatter
 from pipeline.paths import resolve_source
 from pipeline.pool import Source
@@ -71,7 +71,7 @@ class ImageBased(Clustered):
         references_K = self._count(plan, assigned.info["fit"], reference, len(fit.sizes_K))
         columns = {"cluster": np.arange(len(references_K)), "size": fit.sizes_K, "references": references_K}
         path = f"{plan.folder}/clusters.parquet"
-        run.store.publish(path, parquet_bytes(pa.table(columns)))
+        publish_beside(run.store, path, parquet_bytes(pa.table(columns)))
         info = {
             "clusters": path,
             "fit": assigned.info["fit"],

@@ -19,7 +19,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from operators.errors import InputError
 from pipeline.artifact import Artifact
 from pipeline.filters.files import TrainedFilter, parse_filter, read_filter
-from pipeline.paths import resolve, resolve_source
+from pipeline.integrity import damaged, reading
+from pipeline.paths import Storage, resolve, resolve_source
 from pipeline.pool import Source, names_password
 from pipeline.references import check_reference, embed_reference
 from pipeline.run import NotPublished, Plan, Read, Run
@@ -40,14 +41,18 @@ class Learned(Step):
     Attributes:
         trusted: the samples that are to score high, as sources of a pool.
         trained: a `filter.safetensors` of an earlier run, instead of everything that training asks for.
+        storage: options for fsspec to open files of weights. Default: those of a workspace in the same kind of store.
     """
 
     random: ClassVar[bool] = True
-    applied: ClassVar[frozenset[str]] = frozenset({"step", "name", "trained"})
+    applied: ClassVar[frozenset[str]] = frozenset({"step", "name", "trained", "storage"})
     """Settings that count for a filter that is trained already."""
+    told: ClassVar[frozenset[str]] = frozenset()
+    """What the file of such a filter says of how to use it."""
 
     trusted: Sources | None = None
     trained: str | None = Field(default=None, min_length=1)
+    storage: Storage = None
 
     @field_validator("trained")
     @classmethod
@@ -87,7 +92,10 @@ class Learned(Step):
             check_reference(self.trusted)
 
     def check_trained(self, trained: TrainedFilter) -> None:
-        """Whether a filter fits the settings, as far as they tell. Raises InputError."""
+        """Whether a filter is whole and fits the settings, as far as they tell. Raises InputError."""
+        if missing := sorted(self.told - trained.settings.keys()):
+            rule = f"{trained.place} must be a trained filter of kind {self.step}, whose settings tell {missing[0]}"
+            raise InputError(f"{rule}, got {', '.join(sorted(trained.settings)) or 'none'}")
 
     def run(self, run: Run) -> Artifact:
         """Finds or makes the scores."""
@@ -125,7 +133,7 @@ class Learned(Step):
     def _before(self) -> TrainedFilter:
         """The filter of an earlier run, read once and then the same for the whole of this one."""
         assert self.trained is not None
-        return read_filter(self.trained, self.step)
+        return read_filter(self.trained, self.step, self.storage)
 
     def _identity(self, trained: TrainedFilter) -> str:
         return json.dumps({"filter": self.step, "sha256": trained.digest, **self.score_settings()}, sort_keys=True)
@@ -141,7 +149,12 @@ class Learned(Step):
             if run.dry:
                 raise NotPublished(plan.name)
             run.store.publish(path, self.train(plan, trusted))
-        return parse_filter(run.store.read(path), path, self.step)
+        with reading(run.store, path):
+            data = run.store.read(path)
+        try:
+            return parse_filter(data, path, self.step)
+        except InputError as error:  # of a file of our own
+            raise damaged(run.store, path, error) from error
 
     def check_number(self, name: str, count: int, of: int, what: str) -> None:
         """Raises InputError where there are fewer than two samples of a set to learn from."""

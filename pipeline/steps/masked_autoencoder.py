@@ -25,7 +25,7 @@ from pipeline.filters.drawing import draw_rows
 from pipeline.filters.files import TrainedFilter, filter_bytes
 from pipeline.filters.pairs import PAIR_COLUMNS, PairReader, Pairs, has_pair
 from pipeline.filters.scoring import Build, Scorer
-from pipeline.filters.training import decoded
+from pipeline.filters.training import Wanted
 from pipeline.run import Plan, Read, Run
 from pipeline.steps.learned import Learned
 from pipeline.steps.networks import NetworkFilter, last_loss
@@ -47,6 +47,7 @@ class MaskedAutoencoder(NetworkFilter):
     """
 
     applied: ClassVar[frozenset[str]] = Learned.applied | {"draws"}
+    told: ClassVar[frozenset[str]] = frozenset({"shape", "text_weight", "seed"})
 
     step: Literal["masked_autoencoder"]
     image_size: int = Field(default=32, ge=8, le=1024)
@@ -63,6 +64,12 @@ class MaskedAutoencoder(NetworkFilter):
     def _check_patch(self) -> Self:
         if self.image_size % self.patch:
             raise KeyProblem(("patch",), f"must divide image_size ({self.image_size}), got {self.patch}")
+        patches = (self.image_size // self.patch) ** 2
+        if patches == 1:
+            raise KeyProblem(("patch",), f"must be smaller than image_size ({self.image_size}), got {self.patch}")
+        if round(patches * self.mask_ratio) >= patches:
+            rule = f"must leave one of the {patches} patches to be seen"
+            raise KeyProblem(("mask_ratio",), f"{rule}, got {self.mask_ratio}")
         return self
 
     def plan_training(self, run: Run, trusted: Run, identity: Mapping[str, Any]) -> Plan:
@@ -74,7 +81,7 @@ class MaskedAutoencoder(NetworkFilter):
         """Trains the network on the trusted pairs."""
         pairs = draw_rows(plan, plan.name, has_pair)
         self.check_number("trusted", pairs.count, trusted.samples.rows, "an image and a caption")
-        sets = [decoded(plan, PairReader(trusted.store, trusted.pool, self.image_size), pairs)]
+        sets = [Wanted(plan, PairReader(trusted.store, trusted.pool, self.image_size), pairs)]
         return self.train_on(trusted, plan.name, sets)
 
     def score_settings(self) -> Mapping[str, Any]:
@@ -107,7 +114,7 @@ class MaskedAutoencoder(NetworkFilter):
             network = build_autoencoder(shape, seed).to(runtime.device)
             arrays = (pairs.pixels_NHWC[worded_N], token_NL[worded_N])
             loss = reconstruction_loss(network, *arrays, self.text_weight, rng)
-            for value in fit_network(network, loss, len(arrays[0]), self.recipe, rng):
+            for value in fit_network(self.title, network, loss, len(arrays[0]), self.recipe, rng):
                 losses.append(value)
                 yield value
         tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
@@ -141,7 +148,7 @@ def load_autoencoder(draws: int, trained: TrainedFilter) -> Scorer:
     """The network, on a GPU where there is one."""
     import torch
 
-    from operators.encoders.torch_encoder import choose_runtime
+    from operators.encoders.torch_encoder import choose_runtime, must_fit
     from operators.filters.m3ae import Shape
     from operators.filters.reconstruction import ReconstructionScorer, build_autoencoder
     from operators.filters.tokens import Vocabulary
@@ -150,7 +157,8 @@ def load_autoencoder(draws: int, trained: TrainedFilter) -> Scorer:
     vocabulary = Vocabulary(tensors.pop(_VOCABULARY))
     runtime = choose_runtime("float32", _SCORED_TOGETHER, "auto", 1)
     network = build_autoencoder(Shape(**settings["shape"]), 0)
-    network.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    with must_fit(f"the network of {trained.place}"):
+        network.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
     network.eval().requires_grad_(False).to(runtime.device)
     scorer = ReconstructionScorer(network, vocabulary, settings["text_weight"], draws, settings["seed"], runtime)
     return _Autoencoder(settings["shape"]["image_size"], scorer)

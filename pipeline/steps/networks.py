@@ -17,7 +17,7 @@ from pipeline.artifact import Artifact
 from pipeline.filters.files import TrainedFilter
 from pipeline.filters.pairs import PAIR_COLUMNS, Pairs
 from pipeline.filters.scoring import Build, score_shards
-from pipeline.filters.training import Effort, train
+from pipeline.filters.training import Effort, Wanted, train
 from pipeline.placement import check_threads
 from pipeline.run import Plan, Read, Run
 from pipeline.steps.learned import Learned
@@ -69,10 +69,11 @@ class NetworkFilter(Learned):
         """Scores the images of every shard."""
         return plan.publish(score_shards(plan, trained, self.loader), info)
 
-    def train_on(self, run: Run, title: str, sets: Sequence[list[Any]]) -> bytes:
-        """Trains the network on references of `decoded`, one list a set, and gives its file."""
+    def train_on(self, run: Run, title: str, sets: Sequence[Wanted]) -> bytes:
+        """Trains the network on what is wanted of each set, and gives its file."""
         check_threads(self.threads, f"{self.title}.threads")
-        return train(run, title, partial(self.learn, run.seed), sets, Effort(self.threads, self.recipe.steps))
+        effort = Effort(self.threads, self.recipe.steps, self.batch_size)
+        return train(run, title, partial(self.learn, run.seed), sets, effort)
 
     @property
     @abstractmethod

@@ -32,7 +32,7 @@ from operators.density import Density, densities, inter_distances, intra_distanc
 from operators.errors import InputError, UserError
 from operators.evenness import effective_number, five_numbers
 from operators.quotas import balance_floor, lower_bounds, solve_quotas
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, publish_beside
 from pipeline.clustering import KMeansOptions, KMeansSettings, check_init
 from pipeline.run import Modality, Read, Run
 from pipeline.selection import rows_to_keep
@@ -131,7 +131,7 @@ class Sweep(Step, KMeansOptions):
             "temperatures": self._temperature_curve(run, fit_of(run.store, quota_fit)) if self.temperatures else None,
         }
         path = f"{plan.folder}/sweep.json"
-        run.store.publish(path, to_json(swept))
+        publish_beside(run.store, path, to_json(swept))
         return plan.map_attributes(same, info={"sweep": path, **swept})
 
     @property

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from operators.errors import InputError
 from operators.selection import Cutoffs, Keys, cutoff_value, is_kept
 from operators.thresholds import Subset, kept_share_interval, reaches
+from pipeline.paths import Storage
 from pipeline.remote import read_whole
 from pipeline.run import Plan, Unit, read_unit
 from pipeline.selection import plan_cutoffs
@@ -69,12 +70,14 @@ class ThresholdFile(BaseModel):
     Attributes:
         file: a `threshold.json`, as a path or URL.
         any_model: whether it may judge values that another model computed.
+        storage: options for fsspec to open the file. Default: those of a workspace in the same kind of store.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     file: str = Field(min_length=1)
     any_model: bool = False
+    storage: Storage = None
 
     @cached_property
     def stored(self) -> Threshold:
@@ -84,7 +87,7 @@ class ThresholdFile(BaseModel):
     def read(self) -> Threshold:
         """The stored threshold. Raises InputError where the file is none."""
         try:
-            return Threshold.model_validate_json(read_whole(self.file))
+            return Threshold.model_validate_json(read_whole(self.file, self.storage))
         except ValidationError as error:
             raise InputError(f"{self.file} must be a threshold.json of Winnow's, got {_first(error)}") from error
         except Exception as error:  # each store has its own family of errors

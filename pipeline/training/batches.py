@@ -46,6 +46,8 @@ class Batches:
             if isinstance(hand, BaseException):
                 raise hand
             for start in range(0, len(hand.pixels_NHWC), self._local_size):
+                if not left:  # a deal may go on beyond what is asked for
+                    return
                 left -= 1
                 part = slice(start, start + self._local_size)
                 yield Hand(hand.pixels_NHWC[part], hand.tokens_NL[part], hand.uids_N2[part])

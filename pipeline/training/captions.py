@@ -1,12 +1,18 @@
-"""Class-labelled sets as pairs: names and templates from the config or from files, and labels read by them."""
+"""Class-labelled sets as pairs: names and templates from the config or from files, and labels read by them.
+
+All of it by the rules of `pipeline.labels`, as in an evaluation.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from operators.errors import InputError
-from pipeline.remote import read_whole
+from pipeline.labels.fields import read_members
+from pipeline.labels.lists import read_classes, read_templates
+from pipeline.labels.numbers import ClassNames
+from pipeline.pool import Pool, Shard
 from pipeline.training.settings import PLACE, Captions
 
 
@@ -15,7 +21,7 @@ class Labels:
     """How a sample's class becomes its caption.
 
     Attributes:
-        field: of the metadata.
+        field: that holds the class: of the metadata, or a member as in `pipeline.labels.fields`.
         classes: names by number.
         templates: with `{c}` for the name.
     """
@@ -24,55 +30,49 @@ class Labels:
     classes: tuple[str, ...]
     templates: tuple[str, ...]
 
-    def number(self, metadata: Mapping[str, Any] | None) -> int | None:
-        """The number of a sample's class; None when it has none.
+    def numbers(
+        self, pool: Pool, shard: Shard, rows: Sequence[int], metadata: Sequence[str | None]
+    ) -> list[int | None]:
+        """The numbers of the classes of some samples; None for one that has none.
+
+        Where the field is a member, this takes a pass over the shard.
+
+        Args:
+            pool: limits and sources.
+            shard: of the pool.
+            rows: of the shard.
+            metadata: of these, as JSON.
 
         Raises:
-            InputError: it has one that the list of classes does not know.
+            InputError: a sample has a class that the list does not know.
         """
-        value = (metadata or {}).get(self.field)
-        if value is None:
-            return None
-        if isinstance(value, str) and value in self.classes:
-            return self.classes.index(value)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.classes):
-            return value
-        rule = f"the names or the numbers 0 to {len(self.classes) - 1} of the {len(self.classes)} classes"
-        raise InputError(f"captions.classes must list every class: field {self.field} must hold {rule}, got {value!r}")
+        members = read_members(pool, shard, [self.field], rows).get(self.field, {})
+        values = [members.get(row, _value(text, self.field)) for row, text in zip(rows, metadata, strict=True)]
+        return [self._number(value, shard, row) for row, value in zip(rows, values, strict=True)]
 
     def sentences(self) -> list[str]:
         """Every caption there can be: those of the first template for all classes, then the second's, ..."""
         return [template.replace(PLACE, name) for template in self.templates for name in self.classes]
+
+    def _number(self, value: Any, shard: Shard, row: int) -> int | None:
+        place = f"row {row} of {shard.name} (captions.field {self.field})"
+        return None if value is None else self._names.number(value, place)
+
+    @cached_property
+    def _names(self) -> ClassNames:
+        return ClassNames(self.classes)
 
 
 def read_labels(captions: Captions) -> Labels:
     """The labels that a config describes.
 
     Raises:
-        InputError: a file is missing, or does not hold what it should.
+        InputError: a file cannot be read, or does not hold what it should.
     """
-    classes = _read(captions.classes, "captions.classes")
-    templates = _read(captions.templates, "captions.templates")
-    if len(set(classes)) != len(classes):
-        twice = next(name for i, name in enumerate(classes) if name in classes[:i])
-        raise InputError(f"captions.classes must all be different, got {twice!r} twice")
-    for template in templates:
-        if PLACE not in template:
-            raise InputError(f"captions.templates must hold {PLACE} for the class, got {template!r}")
+    classes = read_classes(captions.classes, captions.storage, key="captions.classes")
+    templates = read_templates(captions.templates, captions.storage, key="captions.templates")
     return Labels(captions.field, classes, templates)
 
 
-def _read(value: tuple[str, ...] | str, key: str) -> tuple[str, ...]:
-    if not isinstance(value, str):
-        return value
-    try:
-        text = read_whole(value).decode("utf-8-sig")
-        lines = json.loads(text) if value.endswith(".json") else [line.strip() for line in text.splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{key} must be a list, or a readable file of one, got {value} ({error})") from error
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise InputError(f"{key} must be a JSON list of names, got {value}")
-    found = tuple(line for line in lines if line)
-    if not found:
-        raise InputError(f"{key} must hold at least one line, got none in {value}")
-    return found
+def _value(metadata: str | None, field: str) -> Any:
+    return json.loads(metadata).get(field) if metadata else None

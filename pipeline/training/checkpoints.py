@@ -7,14 +7,15 @@ The cursor is the step: the order of samples is a function of it, and so is ever
 and epoch, dropout by step and worker), so no generator has a state of its own to be kept.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from operators.errors import WorkspaceError
+from operators.errors import DamagedError, WorkspaceError
+from pipeline.integrity import checksum, damaged, read_sealed, reading, sealed
+from pipeline.quarantine import move_away
 from pipeline.storage import Store, file_sha256
 
 FORMAT_VERSION = 1
@@ -62,30 +63,70 @@ def save_checkpoint(store: Store, folder: str, state: Mapping[str, Any], facts: 
         sha256 = file_sha256(scratch)
         checkpoint = Checkpoint(path=f"{home}/{sha256[:16]}.pt", size=scratch.stat().st_size, sha256=sha256, **facts)
         store.publish_file(scratch, checkpoint.path)
-    if store.publish_json(f"{home}/{_MANIFEST}", asdict(checkpoint)):
+    if store.publish(f"{home}/{_MANIFEST}", sealed(asdict(checkpoint))):
         return checkpoint
-    return Checkpoint(**store.read_json(f"{home}/{_MANIFEST}"))
+    return read_checkpoint(store, home)
 
 
 def find_checkpoints(store: Store, folder: str) -> list[Checkpoint]:
-    """The complete checkpoints, oldest first; those whose state is not there in full are passed over."""
+    """The complete checkpoints, oldest first; those that are not there in full are passed over.
+
+    Raises:
+        WorkspaceError: one is of another format.
+    """
     files = store.find(folder)
-    found = [Checkpoint(**store.read_json(name)) for name in files if name.endswith(f"/{_MANIFEST}")]
+    found = []
+    for name in files:
+        if name.endswith(f"/{_MANIFEST}"):
+            try:
+                found.append(read_checkpoint(store, name.rpartition("/")[0]))
+            except DamagedError:
+                continue
     return [checkpoint for checkpoint in found if files.get(checkpoint.path) == checkpoint.size]
+
+
+def read_checkpoint(store: Store, home: str) -> Checkpoint:
+    """The manifest in a checkpoint's folder. Raises FileNotFoundError, DamagedError, WorkspaceError (its format)."""
+    name = f"{home}/{_MANIFEST}"
+    record = read_sealed(store, name)
+    if (version := record.get("format_version")) != FORMAT_VERSION:
+        rule = f"must be of checkpoint format {FORMAT_VERSION}"
+        raise WorkspaceError(f"{store.url}/{name} {rule}, got {version}: remove its folder to go on without it")
+    with reading(store, name):
+        return Checkpoint(**record)
+
+
+def check_state(store: Store, checkpoint: Checkpoint) -> None:
+    """Raises DamagedError unless a checkpoint's state holds the bytes that were written."""
+    with reading(store, checkpoint.path):
+        got = checksum(store, checkpoint.path)
+    if got.sha256 != checkpoint.sha256:
+        raise damaged(store, checkpoint.path, f"the SHA-256 {got.sha256}, not {checkpoint.sha256}")
+
+
+def newest_sound(store: Store, folder: str) -> int:
+    """The step of the newest checkpoint that is whole, 0 where there is none. Those after it are moved away."""
+    homes = {name.rpartition("/")[0] for name in store.find(folder) if name.endswith(f"/{_MANIFEST}")}
+    complete = {checkpoint.path.rpartition("/")[0]: checkpoint for checkpoint in find_checkpoints(store, folder)}
+    for home in sorted(homes, reverse=True):
+        try:
+            if home in complete:
+                check_state(store, complete[home])
+                return complete[home].step
+        except DamagedError:
+            pass
+        move_away(store, [f"{home}/{_MANIFEST}", *store.find(home)])
+    return 0
 
 
 def load_checkpoint(store: Store, checkpoint: Checkpoint) -> dict[str, Any]:
     """The state. Nothing is unpickled but tensors and plain values.
 
     Raises:
-        WorkspaceError: its bytes are not those that were written.
+        DamagedError: its bytes are not those that were written.
     """
+    check_state(store, checkpoint)
     with store.open(checkpoint.path) as file:
-        if (got := _sha256(file)) != checkpoint.sha256:
-            rule = f"must have the SHA-256 {checkpoint.sha256}"
-            path = f"{store.url}/{checkpoint.path}"
-            raise WorkspaceError(f"{path} {rule}, got {got}: remove its folder to go on from an earlier one")
-        file.seek(0)
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state
 
@@ -96,10 +137,3 @@ def prune_checkpoints(store: Store, folder: str, keep: int) -> None:
         home = checkpoint.path.rpartition("/")[0]
         store.remove(f"{home}/{_MANIFEST}")
         store.remove(home)
-
-
-def _sha256(file: BinaryIO) -> str:
-    hasher = hashlib.sha256()
-    while block := file.read(2**22):
-        hasher.update(block)
-    return hasher.hexdigest()

@@ -1,7 +1,7 @@
 """From decoded blocks to what each worker trains on: rows picked, templates drawn, images augmented.
 
-Legend: N rows of a deal, S steps of a deal, W workers, B pairs of one worker in a batch, H, W height and width,
-C colours, L tokens.
+Legend: M rows of a deal, N rows of one worker's hand, S steps of a deal, R workers, B pairs of one worker in a batch,
+H, W height and width, C colours, L tokens.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,9 @@ from operators.training.augmentation import Augment, appearance_keys, augment, d
 from pipeline.training.decoding import Block
 
 Ints = NDArray[np.int64]
+
+_SLICE = 256
+"""Images that are augmented together: what that takes besides, several copies of them, stays small."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Dealing:
 
 
 class Picks(NamedTuple):
-    """The samples of a deal in the order in which they are seen, (N,) each.
+    """The samples of a hand in the order in which they are seen, (N,) each.
 
     Attributes:
         block_N: index among the blocks given.
@@ -50,7 +53,7 @@ class Picks(NamedTuple):
 
 
 class Hand(NamedTuple):
-    """What one worker gets of a deal: its share of each batch, batch after batch.
+    """What one worker gets of a deal: its share of each batch, batch after batch, S x B rows.
 
     Attributes:
         pixels_NHWC: uint8.
@@ -63,26 +66,30 @@ class Hand(NamedTuple):
     uids_N2: NDArray[np.uint64]
 
 
-def deal(shared: Dealing, picks: Picks, batch_size: int, workers: int, *blocks: Block) -> list[Hand]:
-    """Deals some batches to the workers.
+def share(rows: int, batch_size: int, workers: int) -> Ints:
+    """Which rows of a deal each worker gets: of each batch, worker r gets pairs [r B, (r + 1) B).
+
+    Args:
+        rows: M, of S whole batches.
+        batch_size: R x B.
+        workers: R.
+
+    Returns:
+        int64 (R, N).
+    """
+    return np.arange(rows).reshape(-1, workers, batch_size // workers).swapaxes(0, 1).reshape(workers, -1)
+
+
+def deal(shared: Dealing, picks: Picks, *blocks: Block) -> Hand:
+    """Makes one worker's hand.
 
     Args:
         shared: the same for all deals.
-        picks: of whole batches.
-        batch_size: W x B.
-        workers: W; worker r gets pairs [r B, (r + 1) B) of each batch.
+        picks: of the hand.
         blocks: those that the picks are from.
-
-    Returns:
-        a hand for each worker, S x B rows each.
     """
-    places_WN = np.arange(len(picks.row_N)).reshape(-1, workers, batch_size // workers).swapaxes(0, 1)
-    return [_hand(shared, picks, places_N.reshape(-1), blocks) for places_N in places_WN]
-
-
-def _hand(shared: Dealing, picks: Picks, places_N: Ints, blocks: tuple[Block, ...]) -> Hand:
-    block_N, row_N, portion_N, epoch_N, repeat_N = (column_N[places_N] for column_N in picks)
-    rows = len(places_N)
+    block_N, row_N, portion_N, epoch_N, repeat_N = picks
+    rows = len(row_N)
     pixels_NHWC = np.empty((rows, *blocks[0].pixels_NHWC.shape[1:]), dtype=np.uint8)
     uids_N2 = np.empty((rows, 2), dtype=np.uint64)
     classes_N = np.full(rows, -1, dtype=np.int64)
@@ -107,5 +114,7 @@ def _hand(shared: Dealing, picks: Picks, places_N: Ints, blocks: tuple[Block, ..
         template_M = np.floor(draw(keys_N[here_N], "template") * len(sentences_TKL)).astype(np.int64)
         tokens_NL[here_N] = sentences_TKL[template_M, classes_N[here_N]]
     if shared.augment is not None:
-        pixels_NHWC = augment(pixels_NHWC, keys_N, shared.augment)
+        for start in range(0, rows, _SLICE):
+            part = slice(start, start + _SLICE)
+            pixels_NHWC[part] = augment(pixels_NHWC[part], keys_N[part], shared.augment)
     return Hand(pixels_NHWC, tokens_NL, uids_N2)

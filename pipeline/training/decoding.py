@@ -4,6 +4,7 @@ Legend: N rows of a block, H height, W width, C colours (RGB), L tokens.
 """
 
 import functools
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from pipeline.readers.sample import RawSample
 from pipeline.training.examples import Piece, Usable, read_usable
 
 BLOCK_BYTES = 32 * 2**20
+_PAUSES = (1.0, 5.0)
+"""Seconds before a shard that could not be read is tried again: a store may be busy, a mount gone for a while."""
 
 
 class Block(NamedTuple):
@@ -37,6 +40,48 @@ class Block(NamedTuple):
     low_N: NDArray[np.uint64]
     tokens_NL: NDArray[np.int32] | None
     classes_N: NDArray[np.int64] | None
+
+
+class Failed(NamedTuple):
+    """Stands for blocks that could not be had, so that what only waits for their end goes on.
+
+    Attributes:
+        error: why.
+    """
+
+    error: Exception
+
+
+def decode_piece(piece: Piece, model: OpenClipSettings, rows_per_block: int) -> Iterator[Block | Failed | None]:
+    """The blocks of a shard, and then their end: None. Whatever goes wrong is tried again, then stands in their place.
+
+    Args:
+        piece: the shard and its usable rows.
+        model: whose reference transform and tokenizer.
+        rows_per_block: of every block but the last.
+
+    Yields:
+        one value for each block, and one more.
+    """
+    given = 0
+    for pause in (*_PAUSES, None):
+        try:
+            for number, block in enumerate(decode_shard(piece, model, rows_per_block)):
+                if number == given:  # those before it were given by an earlier attempt: equal ones
+                    given += 1
+                    yield block
+            yield None
+            return
+        except Exception as error:
+            if pause is None:
+                yield from [Failed(error)] * (num_blocks(piece, rows_per_block) - given + 1)
+        if pause is not None:
+            time.sleep(pause)
+
+
+def num_blocks(piece: Piece, rows_per_block: int) -> int:
+    """How many blocks a shard comes to."""
+    return -(-piece.rows // rows_per_block)
 
 
 def decode_shard(piece: Piece, model: OpenClipSettings, rows_per_block: int) -> Iterator[Block]:

@@ -4,8 +4,8 @@ The driver learns how many there are in each shard and nothing of single rows; t
 decoded, by the same rule.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.errors import InputError
+from operators.errors import ConfigError, InputError
 from operators.uids import split_uids
 from pipeline.artifact import read_columns
 from pipeline.columns import booleans, uid_rows
@@ -29,6 +29,9 @@ from pipeline.steps.unique_uid import UniqueUid
 from pipeline.storage import Store
 from pipeline.training.captions import Labels, read_labels
 from pipeline.training.settings import PLACE, Data, Training
+
+_SHOWN = 3
+"""Damaged shards that are named in a line."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,14 @@ class Examples:
     Attributes:
         pieces: shards that have usable rows.
         missing: kept samples that were left out because they have no caption.
+        rejected: reason -> how many samples could not be used when they were read.
+        damaged: shard -> why it could not be read to its end.
     """
 
     pieces: tuple[Piece, ...]
     missing: int
+    rejected: Mapping[str, int]
+    damaged: Mapping[str, str]
 
     @property
     def rows(self) -> int:
@@ -126,9 +133,16 @@ def open_portions(config: Training, *, workers: int, progress: Progress) -> list
     """The runs behind a config's data: a pool is read into the training's workspace, a workspace's run is opened.
 
     Raises:
-        UserError, LimitExceeded: of a pool as in a curation; a workspace without a finished run; files of captions.
+        UserError, LimitExceeded: of a pool as in a curation; a workspace without a finished run; files of captions;
+            different shards of the same name.
     """
-    return [_open(config, data, workers, progress) for data in config.data]
+    portions = [_list(config, data, workers, progress) for data in config.data]
+    _check_names(portions)
+    for data, portion in zip(config.data, portions, strict=True):
+        if data.pool is not None:
+            make(portion.run, [])
+            check_limits(data.pool, portion.run.samples, portion.run.add_verdicts(UniqueUid().run(portion.run)))
+    return portions
 
 
 def find_examples(portions: Sequence[Portion], *, workers: int) -> Examples:
@@ -149,7 +163,25 @@ def find_examples(portions: Sequence[Portion], *, workers: int) -> Examples:
             f"captions must differ, or a contrastive loss learns nothing, got {next(iter(captions))!r} for all "
             f"{sum(piece.rows for piece in usable)} samples"
         )
-    return Examples(tuple(usable), missing)
+    runs = [portion.run for portion in portions]
+    rejected = sum((Counter(run.verdicts[0].totals("dropped")) for run in runs), Counter())
+    damaged = {
+        part.shard: part.notes["damage"] for run in runs for part in run.samples.parts if part.notes.get("damage")
+    }
+    return Examples(tuple(usable), missing, dict(rejected.most_common()), damaged)
+
+
+def left_out(missing: int, rejected: Mapping[str, int], damaged: Mapping[str, str]) -> list[str]:
+    """What is not trained on, in lines; arguments as in `Examples`."""
+    lines = [f"{missing:,} kept samples without a caption"] if missing else []
+    if rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items())
+        lines.append(f"{sum(rejected.values()):,} rejected ({reasons})")
+    if damaged:
+        shown = ", ".join(f"{shard} ({why})" for shard, why in list(damaged.items())[:_SHOWN])
+        more = f" and {len(damaged) - _SHOWN:,} more" if len(damaged) > _SHOWN else ""
+        lines.append(f"what could not be read of damaged shards: {shown}{more}")
+    return lines
 
 
 def read_usable(piece: Piece) -> Usable:
@@ -163,7 +195,7 @@ def read_usable(piece: Piece) -> Usable:
     table = read_columns(piece.store, piece.samples, ["uid", "row", text]).filter(kept_N)
     captions: list[Any] = table[text].to_pylist()
     if piece.labels is not None:
-        captions = [piece.labels.number(json.loads(value)) if value else None for value in captions]
+        captions = piece.labels.numbers(piece.pool, piece.shard, table["row"].to_pylist(), captions)
         present_N = np.asarray([number is not None for number in captions], dtype=bool)
     else:
         present_N = booleans(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(table[text])), 0))
@@ -185,7 +217,7 @@ def _survey(item: tuple[int, Piece]) -> tuple[int, _Survey]:
     captions: Sequence[Any] = usable.captions
     if piece.labels is not None:
         names = [piece.labels.classes[int(number)] for number in set(captions)]
-        captions = [template.replace(PLACE, name) for template in piece.labels.templates for name in names]
+        captions = [piece.labels.templates[0].replace(PLACE, name) for name in names]  # of one class all say the same
     return index, _Survey(len(usable.rows), usable.missing, frozenset(_first_two(map(str, captions))))
 
 
@@ -218,8 +250,11 @@ def _pieces(index: int, portion: Portion) -> list[Piece]:
     ]
 
 
-def _open(config: Training, data: Data, workers: int, progress: Progress) -> Portion:
+def _list(config: Training, data: Data, workers: int, progress: Progress) -> Portion:
+    """A portion of a finished run, or of one that is yet to read a pool."""
     labels = read_labels(data.captions) if data.captions else None
+    if labels is not None and data.pool is not None:  # their captions are made
+        data = data.model_copy(update={"pool": data.pool.without_text})
     if data.workspace is not None:
         store = Store(data.workspace, data.storage)
         run, _ = open_run(store, workers=workers, progress=progress)
@@ -231,6 +266,17 @@ def _open(config: Training, data: Data, workers: int, progress: Progress) -> Por
     for index, source in enumerate(data.pool.sources):
         check_source(source, [shard for shard in shards if shard.source == index])
     run = Run(config.store, data.pool, shards, config.seed, {}, workers, 1, progress)
-    make(run, [])
-    check_limits(data.pool, run.samples, run.add_verdicts(UniqueUid().run(run)))
     return Portion(run, data.weight, labels)
+
+
+def _check_names(portions: Sequence[Portion]) -> None:
+    """Different samples of shards of one name could share a uid, and with it all that is drawn."""
+    known: dict[str, Shard] = {}
+    for portion in portions:
+        for shard in portion.run.shards:
+            other = known.setdefault(shard.name, shard)
+            if other.fingerprint != shard.fingerprint:
+                raise ConfigError(
+                    f"shard names must be unique over data, got {shard.name!r} from {other.url} and {shard.url}: "
+                    "give each source a name"
+                )

@@ -5,23 +5,37 @@ are and where to begin, and hands out references; the samples of a step depend o
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 
 from operators.encoders.settings import OpenClipSettings
 from operators.training.ordering import Order, Visits, Window
-from pipeline.training.dealing import Dealing, Hand, Picks, deal
-from pipeline.training.decoding import Block, decode_shard
+from pipeline.training.dealing import Dealing, Hand, Picks, deal, share
+from pipeline.training.decoding import Block, Failed, decode_piece, num_blocks
 from pipeline.training.examples import Piece
 
 DEAL_SAMPLES = 1024
 """Samples of a deal, at least: several small batches share the cost of a task."""
 LOOKAHEAD = 2
 """Deals that are made before anyone asks."""
+_GLANCE_SECONDS = 1.0
+"""How long to look for what has failed: an end that another process owns takes a moment to be seen."""
+
+
+class Decoded(NamedTuple):
+    """A shard that is decoded, or is being so.
+
+    Attributes:
+        blocks: references to its blocks.
+        end: reference to None once it is done; to what went wrong where it could not be.
+    """
+
+    blocks: tuple[Any, ...]
+    end: Any
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class Feed:
     rows_per_block: int
     decoders: int
     keep_all: bool
-    blocks: Mapping[int, Sequence[Any]] = field(default_factory=dict)
+    blocks: Mapping[int, Decoded] = field(default_factory=dict)
 
     @property
     def steps_per_deal(self) -> int:
@@ -64,18 +78,26 @@ class Feeder:
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self._dealing = ray.put(feed.dealing)
-        self._blocks: dict[int, Sequence[Any]] = dict(feed.blocks)
-        self._done: deque[Any] = deque([None] * feed.decoders, maxlen=feed.decoders)
+        self._blocks: dict[int, Decoded] = dict(feed.blocks)
+        self._portion_P = np.asarray([piece.portion for piece in feed.pieces])
+        self._ends = first_ends(feed.decoders)
         self._attempt = 0
         self._left: Visits
 
     def start(self, workers: int, first_step: int) -> int:
-        """Begins to deal at a step, forgetting earlier deals. Returns the number of the attempt, for `take`."""
+        """Begins to deal at a step, forgetting earlier deals and whatever could not be decoded.
+
+        Returns:
+            the number of the attempt, for `take`.
+        """
         feed = self._feed
+        if self._attempt:
+            self._forget_failed()
         self._attempt += 1
         self._workers = workers
         self._next_step = first_step
-        self._deals: list[list[Any]] = []
+        self._deals: dict[int, list[Any]] = {}
+        self._dealt = 0
         self._windows = feed.order.windows_from(first_step * feed.batch_size)
         self._ahead: tuple[Window, int] = next(self._windows)
         self._enter()
@@ -89,20 +111,26 @@ class Feeder:
         """
         if attempt != self._attempt:
             raise RuntimeError(f"attempt {attempt} is over")
-        while len(self._deals) <= number + LOOKAHEAD and self._next_step < self._feed.num_steps:
-            self._deals.append(self._deal())
-        hand, self._deals[number][rank] = self._deals[number][rank], None
+        while self._dealt <= number + LOOKAHEAD and self._next_step < self._feed.num_steps:
+            self._deals[self._dealt] = self._deal()
+            self._dealt += 1
+        hands = self._deals[number]
+        hand, hands[rank] = hands[rank], None
+        if all(hand is None for hand in hands):
+            del self._deals[number]
         return [hand]
 
     def _deal(self) -> list[Any]:
         feed = self._feed
         steps = min(feed.steps_per_deal, feed.num_steps - self._next_step)
         self._next_step += steps
-        picks, blocks = self._picks(self._visits(steps * feed.batch_size))
-        task = _DEAL.options(num_returns=self._workers)
-        hands = task.remote(self._dealing, picks, feed.batch_size, self._workers, *blocks)
+        visits = self._visits(steps * feed.batch_size)
+        hands = []
+        for places_N in share(len(visits.row_N), feed.batch_size, self._workers):
+            picks, blocks = self._picks(visits.part(places_N))
+            hands.append(_DEAL.remote(self._dealing, picks, *blocks))
         self._release()
-        return [hands] if self._workers == 1 else list(hands)
+        return hands
 
     def _visits(self, count: int) -> Visits:
         """The next samples, from as many windows as it takes."""
@@ -128,54 +156,80 @@ class Feeder:
         feed = self._feed
         for index in window.pieces:
             if index not in self._blocks:
-                self._blocks[index], done = decode_piece(feed, feed.pieces[index], self._done[0])
-                self._done.append(done)
+                self._blocks[index] = start_decoding(feed, feed.pieces[index], self._ends)
+
+    def _forget_failed(self) -> None:
+        self._ends = first_ends(self._feed.decoders)
+        for index in failed(self._blocks, _GLANCE_SECONDS):
+            del self._blocks[index]
 
     def _picks(self, visits: Visits) -> tuple[Picks, list[Any]]:
         """Where the samples lie among the blocks that hold them, and those blocks."""
         feed = self._feed
         place_N = visits.row_N // feed.rows_per_block
         places_M2, block_N = np.unique(np.stack([visits.piece_N, place_N], axis=1), axis=0, return_inverse=True)
-        portions_P = np.asarray([piece.portion for piece in feed.pieces])
         picks = Picks(
             block_N=block_N.reshape(-1),
             row_N=visits.row_N % feed.rows_per_block,
-            portion_N=portions_P[visits.piece_N],
+            portion_N=self._portion_P[visits.piece_N],
             epoch_N=visits.epoch_N,
             repeat_N=visits.repeat_N,
         )
-        return picks, [self._blocks[piece][place] for piece, place in places_M2.tolist()]
+        return picks, [self._blocks[piece].blocks[place] for piece, place in places_M2.tolist()]
 
     def _release(self) -> None:
         if not self._feed.keep_all:
-            self._blocks = {piece: refs for piece, refs in self._blocks.items() if piece in self._pieces}
+            self._blocks = {piece: decoded for piece, decoded in self._blocks.items() if piece in self._pieces}
 
 
-def decode_piece(feed: Feed, piece: Piece, earlier: Any) -> tuple[list[Any], Any]:
+def first_ends(decoders: int) -> deque[Any]:
+    """The ends of shards for later ones to wait for; so many begin at once."""
+    return deque([None] * decoders, maxlen=decoders)
+
+
+def start_decoding(feed: Feed, piece: Piece, ends: deque[Any]) -> Decoded:
     """Has a shard decoded once an earlier one is.
 
     Args:
         feed: that it is a piece of.
         piece: the shard.
-        earlier: what the earlier one gave as its end; None begins at once.
-
-    Returns:
-        references to its blocks, and one to its end.
+        ends: of the shards before it: it waits for the first of them, and its own is added.
     """
-    task = _DECODE.options(num_returns=-(-piece.rows // feed.rows_per_block) + 1)
-    *blocks, done = task.remote(piece, feed.model, feed.rows_per_block, earlier)
-    return blocks, done
+    task = _DECODE.options(num_returns=num_blocks(piece, feed.rows_per_block) + 1)
+    *blocks, end = task.remote(piece, feed.model, feed.rows_per_block, ends[0])
+    ends.append(end)
+    return Decoded(tuple(blocks), end)
 
 
-def _deal(dealing: Dealing, picks: Picks, batch_size: int, workers: int, *blocks: Block) -> list[Hand] | Hand:
-    hands = deal(dealing, picks, batch_size, workers, *blocks)
-    return hands if workers > 1 else hands[0]
+def failed(shards: Mapping[Any, Decoded], seconds: float = 0) -> list[Any]:
+    """The keys of those shards that could not be decoded, as far as that is known within so many seconds."""
+    ends = list({decoded.end for decoded in shards.values()})
+    known = set(ray.wait(ends, num_returns=len(ends), timeout=seconds)[0]) if ends else set()
+    return [key for key, decoded in shards.items() if decoded.end in known and not _is_sound(decoded.end)]
 
 
-def _decode(piece: Piece, model: OpenClipSettings, rows_per_block: int, _earlier: None) -> Iterator[Block | None]:
-    """The blocks of a shard, then what a later shard waits for."""
-    yield from decode_shard(piece, model, rows_per_block)
-    yield None
+def _is_sound(end: Any) -> bool:
+    try:
+        return ray.get(end) is None
+    except ray.exceptions.RayError:  # its process was lost more often than Ray starts one again
+        return False
+
+
+def _deal(dealing: Dealing, picks: Picks, *blocks: Block | Failed) -> Hand:
+    return deal(dealing, picks, *_sound(blocks))
+
+
+def _sound(blocks: Iterable[Block | Failed]) -> Iterator[Block]:
+    for block in blocks:
+        if isinstance(block, Failed):
+            raise block.error
+        yield block
+
+
+def _decode(
+    piece: Piece, model: OpenClipSettings, rows_per_block: int, _earlier: Failed | None
+) -> Iterator[Block | Failed | None]:
+    yield from decode_piece(piece, model, rows_per_block)
 
 
 # Neither takes a CPU of Ray's count: where training has them all, or a lost node had the last, they would never run.

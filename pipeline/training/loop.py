@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,26 +15,35 @@ import torch.distributed as dist
 from torch import Tensor
 
 from operators.encoders.settings import OpenClipSettings
-from operators.errors import ConfigError, TrainingDiverged, WinnowError
+from operators.errors import ConfigError, TrainingDiverged, WinnowError, WorkspaceError
 from operators.hashing import generator
-from operators.training.averaging import average_states
+from operators.training.averaging import average_states, renew_statistics
 from operators.training.gradients import Batch, backward_in_pieces, backward_whole
 from operators.training.losses import Loss, clip_loss, siglip_loss
-from operators.training.parameters import clamp_scale, decay_groups
+from operators.training.parameters import clamp_scale, decay_groups, has_batch_norm
 from operators.training.schedules import learning_rate
 from operators.uids import join_uids
+from pipeline.claim import Claim
 from pipeline.failures import winnow_error
-from pipeline.lease import Claim
 from pipeline.storage import Store
 from pipeline.training.batches import Batches
-from pipeline.training.checkpoints import find_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from pipeline.training.checkpoints import (
+    find_checkpoints,
+    load_checkpoint,
+    newest_sound,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from pipeline.training.dealing import Hand
-from pipeline.training.finished import MODEL, write_model
+from pipeline.training.finished import MODEL, read_origin, write_model
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.parallel import (
     Parallel,
     average_gradients,
+    clip_gradients,
     get_state,
+    get_weights,
+    gradient_norm,
     mean_over_workers,
     parallelise,
     set_state,
@@ -42,6 +52,8 @@ from pipeline.training.settings import Training
 from pipeline.training.towers import build_towers, export_config, find_towers, forward_of, pixel_reader
 
 LOSSES: dict[str, Loss] = {"clip": clip_loss, "siglip": siglip_loss}
+_STATISTICS_BATCHES = 32
+"""What the batch norms of an averaged model are given to see."""
 
 
 @dataclass(frozen=True)
@@ -166,23 +178,40 @@ class _Worker:
         self.step, self.seconds, self.waited, self.loss = 0, 0.0, 0.0, math.nan
 
     def run(self) -> None:
-        """Goes on from the newest checkpoint to the end."""
+        """Goes on from the newest checkpoint to the end, which a lost attempt may have come to."""
+        if self._is_finished():
+            return
         self._resume()
-        log = MetricsLog(self.store, self.step, f"tensorboard/{self.job.identity}") if self.rank == 0 else None
+        log = None
+        if self.rank == 0:
+            log = MetricsLog(self.store, self.step, self.job.folder, f"tensorboard/{self.job.identity}")
         if self.step < self.config.num_steps:
             self._train(log)
         if log is not None:
             log.close()
         self._finish()
 
+    def _is_finished(self) -> bool:
+        """Whether the first worker finds the model, whose checkpoints are gone."""
+        found = self.rank == 0 and read_origin(self.store, MODEL).get("identity") == self.job.identity
+        return bool(_of_the_first(int(found)))
+
     def _resume(self) -> None:
-        """Everybody goes on from the checkpoint that the first worker finds."""
-        found = find_checkpoints(self.store, f"{self.job.folder}/checkpoints")
-        newest = found[-1].step if found else 0
-        step = _of_the_first(newest)
+        """Everybody goes on from the newest sound checkpoint, which the first worker finds.
+
+        Raises:
+            WorkspaceError: this worker does not find it.
+        """
+        step = _of_the_first(newest_sound(self.store, self._checkpoints) if self.rank == 0 else 0)
+        if not step:
+            return
+        found = find_checkpoints(self.store, self._checkpoints)
         checkpoint = next((checkpoint for checkpoint in found if checkpoint.step == step), None)
         if checkpoint is None:
-            return
+            raise WorkspaceError(
+                f"{self.store.url} must be a folder that every node sees, got no checkpoint of step {step} on the node "
+                f"of worker {self.rank}"
+            )
         set_state(self.parallel, self.optimizer, load_checkpoint(self.store, checkpoint))
         self.step, self.loss = checkpoint.step, checkpoint.loss
         self.seconds, self.waited = checkpoint.seconds, checkpoint.waited
@@ -205,7 +234,7 @@ class _Worker:
             before, since, waited = self.step, time.perf_counter(), 0.0
             for hand in feed:
                 logs = (self.step + 1) % config.log_every == 0 or self.step + 1 == config.num_steps
-                rate, norm = self._step(hand, measure=logs)
+                rate, norm = self._step(hand)
                 if logs:
                     seconds = time.perf_counter() - since
                     record = {
@@ -226,8 +255,8 @@ class _Worker:
                 if self.step % config.checkpoint_every == 0 or self.step == config.num_steps:
                     self._save(log)
 
-    def _step(self, hand: Hand, *, measure: bool) -> tuple[float, float | None]:
-        """One step of the optimiser. Returns the learning rate, and the norm of the gradient where it was measured.
+    def _step(self, hand: Hand) -> tuple[float, float]:
+        """One step of the optimiser. Returns the learning rate, and the norm of the gradient before it was clipped.
 
         Raises:
             TrainingDiverged: before the weights were touched.
@@ -240,9 +269,13 @@ class _Worker:
         self.optimizer.zero_grad(set_to_none=True)
         self.loss = mean_over_workers(self._backward(hand))
         if not math.isfinite(self.loss):
-            raise self._diverged(hand)
+            raise self._diverged(hand, f"the loss must stay a finite number, got {self.loss}")
         average_gradients(self.parallel)
-        norm = self._clip(measure=measure)
+        norm = gradient_norm(self.parallel)
+        if not math.isfinite(norm):
+            raise self._diverged(hand, f"the gradient's norm must stay a finite number, got {norm}")
+        if (limit := config.optimizer.clip_grad_norm) is not None:
+            clip_gradients(self.parallel, limit, norm)
         self.optimizer.step()
         clamp_scale(self.parallel.model.logit_scale)
         self.step += 1
@@ -261,22 +294,29 @@ class _Worker:
         labels = (str(self.step), str(self.rank), str(piece))
         torch.manual_seed(int(generator(self.config.seed, "training dropout", *labels).integers(2**63)))
 
-    def _clip(self, *, measure: bool) -> float | None:
-        limit = self.config.optimizer.clip_grad_norm
-        if limit is None and not measure:
-            return None
-        norm = torch.nn.utils.clip_grad_norm_(self.parallel.model.parameters(), limit or math.inf)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
     def _save(self, log: MetricsLog | None) -> None:
         state = get_state(self.parallel, self.optimizer)
         if log is None:
             return
         self._check_claim()
         log.flush()
-        folder = f"{self.job.folder}/checkpoints"
-        save_checkpoint(self.store, folder, state, self._facts())
-        prune_checkpoints(self.store, folder, self.config.keep_checkpoints)
+        if not all(bool(tensor.isfinite().all()) for tensor in state["model"].values()):
+            raise TrainingDiverged(
+                f"the weights must stay finite numbers, got others after step {self.step}: {self._advice}"
+            )
+        save_checkpoint(self.store, self._checkpoints, state, self._facts())
+        prune_checkpoints(self.store, self._checkpoints, self.config.keep_checkpoints)
+
+    @property
+    def _checkpoints(self) -> str:
+        return f"{self.job.folder}/checkpoints"
+
+    @property
+    def _advice(self) -> str:
+        return (
+            f"lower optimizer.learning_rate (got {self.config.optimizer.learning_rate}), lengthen "
+            "schedule.warmup_steps or set optimizer.clip_grad_norm"
+        )
 
     def _check_claim(self) -> None:
         """A worker outlives a driver that is stopped, not ended: another run may be at work here by now."""
@@ -292,8 +332,8 @@ class _Worker:
             "loss": self.loss,
         }
 
-    def _diverged(self, hand: Hand) -> TrainingDiverged:
-        """Saves the state before the step and the uids of its batch; every worker comes here with the same loss."""
+    def _diverged(self, hand: Hand, what: str) -> TrainingDiverged:
+        """Saves the state before the step and the uids of its batch; every worker comes here with the same number."""
         hands: list[Any] = [None] * self.workers
         dist.all_gather_object(hands, hand.uids_N2)
         state = get_state(self.parallel, self.optimizer)
@@ -306,18 +346,38 @@ class _Worker:
             self.store.replace(f"{folder}/uids.txt", "\n".join([*lines, ""]).encode())
         place = f"{self.store.url}/{folder}"
         return TrainingDiverged(
-            f"the loss must stay a finite number, got {self.loss} in step {self.step + 1}: the state before it and the "
-            f"uids of its batch (uids.txt) are in {place}; lower optimizer.learning_rate (got "
-            f"{self.config.optimizer.learning_rate}), lengthen schedule.warmup_steps or set optimizer.clip_grad_norm"
+            f"{what} in step {self.step + 1}: the state before it and the uids of its batch (uids.txt) are in {place}; "
+            f"{self._advice}"
         )
 
     def _finish(self) -> None:
-        state = get_state(self.parallel, self.optimizer)["model"]
+        weights = get_weights(self.parallel)
         if self.rank != 0:
             return
         if (share := self.config.average_with_start) is not None:
-            before = build_towers(self.config.model, self.job.encoder, self.config.loss).state_dict()
-            state = average_states(before, state, share)
+            weights = self._averaged(weights, share)
         origin = {"identity": self.job.identity, **self._facts()}
         self._check_claim()
-        write_model(self.store, MODEL, state, self.export, origin)
+        write_model(self.store, MODEL, weights, self.export, origin)
+        self.store.remove(self._checkpoints)
+
+    def _averaged(self, weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        """The finished weights averaged with those of the start, and what the batch norms of the average then see."""
+        model = build_towers(self.config.model, self.job.encoder, self.config.loss)
+        average = average_states(model.state_dict(), weights, share)
+        if not has_batch_norm(model.visual):
+            return average
+        model.load_state_dict(average)
+        renew_statistics(model.visual.to(self.device), self._first_pixels())
+        return dict(model.state_dict())
+
+    def _first_pixels(self) -> Iterator[Tensor]:
+        """The images of the training's first batches, in pieces of the size that a worker trains on."""
+        config, feeder = self.config, self.job.feeder
+        steps, size = min(_STATISTICS_BATCHES, config.num_steps), config.batch_size
+        attempt = ray.get(feeder.start.remote(1, 0))
+        deal = self.job.steps_per_deal
+        with Batches(feeder, attempt, 0, steps, local_size=size, steps_per_deal=deal) as feed:
+            for hand in feed:
+                for start in range(0, size, size // self.workers):
+                    yield self.read_pixels(hand.pixels_NHWC[start : start + size // self.workers])

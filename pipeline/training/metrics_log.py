@@ -1,6 +1,7 @@
 """`metrics.jsonl`, a line for each record, and the same numbers as TensorBoard events.
 
-A training that resumes goes on after its checkpoint's step: later lines of an attempt that was lost are dropped.
+A training that resumes goes on after its checkpoint's step: later lines of an attempt that was lost are dropped. Each
+training has lines of its own, beside its checkpoints; those of the latest are also at the top of the workspace.
 """
 
 import json
@@ -20,16 +21,18 @@ _FLUSH_SECONDS = 5.0
 class MetricsLog:
     """The metrics of one training, written by one worker."""
 
-    def __init__(self, store: Store, step: int, events: str) -> None:
+    def __init__(self, store: Store, step: int, home: str, events: str) -> None:
         """Opens the log at a step.
 
         Args:
             store: the workspace.
             step: that the training goes on from; 0 begins anew.
+            home: folder of the training in the workspace.
             events: folder of the TensorBoard events in the workspace. They need a local disk; elsewhere there are none.
         """
         self._store = store
-        self._lines = [line for line in _read(store) if json.loads(line)["step"] <= step] if step else []
+        self._own = f"{home}/{METRICS}"
+        self._lines = [line for line in self._read() if json.loads(line)["step"] <= step] if step else []
         self._flushed = time.monotonic()
         self._events = None
         if store.is_local:
@@ -50,7 +53,9 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Writes all records."""
-        self._store.replace(METRICS, "".join(f"{line}\n" for line in self._lines).encode())
+        data = "".join(f"{line}\n" for line in self._lines).encode()
+        for name in (self._own, METRICS):
+            self._store.replace(name, data)
         if self._events is not None:
             self._events.flush()
         self._flushed = time.monotonic()
@@ -61,6 +66,5 @@ class MetricsLog:
         if self._events is not None:
             self._events.close()
 
-
-def _read(store: Store) -> list[str]:
-    return store.read(METRICS).decode().splitlines() if store.exists(METRICS) else []
+    def _read(self) -> list[str]:
+        return self._store.read(self._own).decode().splitlines() if self._store.exists(self._own) else []

@@ -1,5 +1,6 @@
 """One model on many workers: a copy each (DDP), or a share of every weight each (FSDP2); and its state either way."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +8,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -52,6 +58,17 @@ def average_gradients(parallel: Parallel) -> None:
             parameter.grad /= dist.get_world_size()
 
 
+def gradient_norm(parallel: Parallel) -> float:
+    """The Euclidean norm of the whole gradient, which is no finite number where some of it is none."""
+    return math.hypot(*(_norm(parameters) for parameters in _kinds(parallel)))
+
+
+def clip_gradients(parallel: Parallel, limit: float, norm: float) -> None:
+    """Scales the whole gradient, of that norm, down to a limit."""
+    for parameters in _kinds(parallel):
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm))
+
+
 def mean_over_workers(value: Tensor) -> float:
     """The mean of a scalar over all workers."""
     if dist.get_world_size() > 1:
@@ -66,6 +83,12 @@ def get_state(parallel: Parallel, optimizer: torch.optim.Optimizer) -> dict[str,
     return {"model": dict(model), "optimizer": dict(state)}
 
 
+def get_weights(parallel: Parallel) -> dict[str, Tensor]:
+    """The weights on the CPU, whole, by name. Every worker must call it."""
+    weights: dict[str, Any] = get_model_state_dict(parallel.model, options=_FULL)
+    return weights
+
+
 def set_state(parallel: Parallel, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """The inverse of `get_state`, for any number of workers."""
     set_state_dict(
@@ -75,6 +98,18 @@ def set_state(parallel: Parallel, optimizer: torch.optim.Optimizer, state: dict[
         optim_state_dict=state["optimizer"],
         options=_FULL,
     )
+
+
+def _kinds(parallel: Parallel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that are shared out, or that all are copies, and those that are not; no operation mixes them."""
+    alone = {id(parameter) for parameter in parallel.alone}
+    return [p for p in parallel.model.parameters() if id(p) not in alone], list(parallel.alone)
+
+
+def _norm(parameters: list[nn.Parameter]) -> float:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 def _shard(model: Any) -> Parallel:

@@ -1,6 +1,7 @@
 """What a training comes to on a cluster: its identity, where its workers go, and how they are fed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import ray
 from ray.train import ScalingConfig
@@ -10,7 +11,7 @@ from operators.errors import ConfigError
 from operators.training.ordering import Order
 from pipeline.config.loader import canonical
 from pipeline.models import build_preprocessor, model_identity
-from pipeline.placement import check_threads
+from pipeline.placement import check_threads, most_threads, room
 from pipeline.storage import digest
 from pipeline.training.dealing import Dealing
 from pipeline.training.decoding import BLOCK_BYTES
@@ -19,7 +20,7 @@ from pipeline.training.feeder import Feed
 from pipeline.training.settings import Training
 from pipeline.training.towers import find_towers, input_size
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Raised when the same config would give another model."""
 
 _CHANGES_NOTHING = {
@@ -40,35 +41,74 @@ def training_identity(config: Training, encoder: OpenClipSettings, portions: Seq
     return digest(TRAINING_VERSION, settings, towers, model_identity(encoder), data)
 
 
-def place_workers(config: Training) -> tuple[ScalingConfig, int]:
-    """Where the workers go, and the threads of each, on the Ray that is up.
+@dataclass(frozen=True)
+class Placement:
+    """Where the workers of a training go.
+
+    Attributes:
+        workers: how many.
+        threads: of each, a CPU each.
+        on_gpus: whether each has a GPU as well.
+        spread: over as many nodes as there are.
+        note: what the user may not expect; empty where there is nothing.
+    """
+
+    workers: int
+    threads: int
+    on_gpus: bool
+    spread: bool
+    note: str = ""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What each takes of Ray's count."""
+        return {"CPU": self.threads, **({"GPU": 1} if self.on_gpus else {})}
+
+    @property
+    def scaling(self) -> ScalingConfig:
+        """The same for Ray Train."""
+        return ScalingConfig(
+            num_workers=self.workers,
+            use_gpu=self.on_gpus,
+            resources_per_worker=self.resources,
+            placement_strategy="SPREAD" if self.spread else "PACK",
+        )
+
+
+def place_workers(config: Training) -> Placement:
+    """Where the workers go, on the Ray that is up: only where its nodes hold them all at once, or they would wait.
 
     Raises:
         ConfigError: there is no room for them.
     """
     resources = config.resources
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 1), int(total.get("GPU", 0))
-    use_gpu = gpus >= (resources.workers or 1) if resources.gpus is None else resources.gpus
-    workers = resources.workers or (gpus if use_gpu else 1)
-    if use_gpu and workers > gpus:
+    gpus = room(1, on_gpus=True)
+    on_gpus = gpus >= (resources.workers or 1) if resources.gpus is None else resources.gpus
+    if on_gpus and not gpus:
+        raise ConfigError("resources.gpus must be false where no node has a GPU and a CPU beside it, got true")
+    workers = resources.workers or (gpus if on_gpus else 1)
+    if on_gpus and workers > gpus:
         raise ConfigError(f"resources.workers must be at most the {gpus} GPUs of the cluster, got {workers}")
     if config.batch_size % (workers * config.accumulate):
         rule = f"a multiple of the {workers} workers times accumulate {config.accumulate}"
         raise ConfigError(f"batch_size must be {rule}, got {config.batch_size}")
-    threads = resources.threads or (1 if use_gpu else max(1, int(cpus) // workers))
+    threads = resources.threads or (1 if on_gpus else max(1, most_threads(workers)))
     check_threads(threads)
-    each: dict[str, float] = {"CPU": threads}
-    if use_gpu:
-        each["GPU"] = 1
-    if workers * threads > cpus:
-        rule = f"so few that all have their threads among the {int(cpus)} CPUs of the cluster"
-        raise ConfigError(f"resources.workers must be {rule}, got {workers} of {threads}")
-    strategy = "SPREAD" if resources.spread else "PACK"
-    scaling = ScalingConfig(
-        num_workers=workers, use_gpu=use_gpu, resources_per_worker=each, placement_strategy=strategy
-    )
-    return scaling, threads
+    if workers > (held := room(threads, on_gpus=on_gpus)):
+        rule = f"at most the {held} for which the nodes have room, with {threads} threads (resources.threads) each"
+        raise ConfigError(f"resources.workers must be {rule}, got {workers}")
+    note = ""
+    if gpus and not on_gpus and resources.gpus is None:
+        note = f"trains on CPUs: resources.workers asks for {workers} and the cluster has {gpus} GPUs"
+    return Placement(workers, threads, on_gpus, resources.spread, note)
+
+
+def decide_encoder(config: Training, placement: Placement) -> OpenClipSettings:
+    """The model, with `precision: auto` decided: bfloat16 where the workers train on GPUs, else float32."""
+    encoder = config.model.as_encoder(config.seed)
+    if encoder.precision != "auto":
+        return encoder
+    return encoder.model_copy(update={"precision": "bfloat16" if placement.on_gpus else "float32"})
 
 
 def plan_feed(

@@ -8,7 +8,7 @@ from operators.encoders.settings import Decode, Normalization, OpenClipSettings,
 from operators.training.augmentation import Augment
 from operators.training.schedules import Shape
 from pipeline.config.problems import KeyProblem
-from pipeline.paths import resolve, resolve_source
+from pipeline.paths import Storage, hand_down, resolve, resolve_source
 from pipeline.pool import Pool, names_password
 from pipeline.storage import Store, absolute
 
@@ -28,11 +28,13 @@ class Captions(_Strict):
         classes: their names in the order of their numbers, or the path of a JSON list or of a text of a name a line.
         templates: sentences with `{c}` for the class, or the path of a text of one a line. Each time that a sample is
             seen, one of them is drawn.
+        storage: options for fsspec to open the files. Default: those of a workspace in the same kind of store.
     """
 
     field: str = Field(min_length=1)
     classes: tuple[str, ...] | str = Field(min_length=1)
     templates: tuple[str, ...] | str = Field(default=("a photo of a {c}.",), min_length=1)
+    storage: Storage = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -87,13 +89,14 @@ class TrainedModel(_Strict):
     Attributes:
         name: one of open_clip's, or a JSON config of its form, which may name a tower of timm.
         weights: to start from: `random`, a file or export folder (local or any fsspec URL), or a tag of open_clip's.
-        precision: `auto` is bfloat16 where the machine that starts the training has a GPU, else float32.
+        precision: `auto` is bfloat16 where the workers train on GPUs, else float32.
         preprocess: replaces parts of the image transform.
         decode: `fast` lets JPEGs be decoded at a reduced scale.
         patch_dropout: share of an image's patches that are left out while training.
         lock_image: true trains the text tower only; a number leaves so many of the last groups unlocked.
         lock_text: the same for the text tower and its last layers.
         grad_checkpointing: compute activations twice rather than keep them: less memory, more time.
+        storage: options for fsspec to open the weights. Default: those of a workspace in the same kind of store.
     """
 
     name: str = Field(min_length=1)
@@ -105,10 +108,11 @@ class TrainedModel(_Strict):
     lock_image: bool | Annotated[int, Field(ge=0)] = False
     lock_text: bool | Annotated[int, Field(ge=0)] = False
     grad_checkpointing: bool = False
+    storage: Storage = None
 
     def as_encoder(self, seed: int) -> OpenClipSettings:
         """The model as the rest of Winnow knows it; the seed draws random weights."""
-        same = ("name", "weights", "precision", "preprocess", "decode")
+        same = ("name", "weights", "precision", "preprocess", "decode", "storage")
         settings = {key: getattr(self, key) for key in same}
         return OpenClipSettings(library="open_clip", seed=seed, **settings)
 
@@ -116,10 +120,24 @@ class TrainedModel(_Strict):
     def _check(self) -> Self:
         if names_password(self.weights):
             raise KeyProblem(("weights",), "must not hold a password: give it in the environment")
-        if self.lock_image is True and self.lock_text is True:
-            rule = "must be false where lock_image is true, got true: nothing would be trained"
-            raise KeyProblem(("lock_text",), rule)
+        if _is_whole(self.lock_image) and _is_whole(self.lock_text):
+            rule = f"must be false where lock_image is {_word(self.lock_image)}, got {_word(self.lock_text)}"
+            raise KeyProblem(("lock_text",), f"{rule}: nothing would be trained")
+        for key in ("lock_image", "lock_text"):
+            if (lock := getattr(self, key)) is not False and self.weights == "random":
+                rule = "must be false where weights is random, as what is locked stays random"
+                raise KeyProblem((key,), f"{rule}, got {_word(lock)}")
         return self
+
+
+def _is_whole(lock: bool | int) -> bool:
+    """Whether a tower is locked without a group that is left out."""
+    return lock is True or (lock is not False and lock == 0)
+
+
+def _word(value: bool | int) -> str:
+    """As in YAML."""
+    return str(value).lower()
 
 
 class Optimizer(_Strict):
@@ -146,6 +164,8 @@ class Schedule(_Strict):
         if (self.shape == "cooldown") != (self.cooldown_steps > 0):
             rule = "must be positive where shape is cooldown, and only there"
             raise KeyProblem(("cooldown_steps",), f"{rule}, got {self.cooldown_steps} and {self.shape}")
+        if self.shape == "constant" and self.final:
+            raise KeyProblem(("final",), f"must be 0 where shape is constant, which never falls, got {self.final}")
         return self
 
 
@@ -154,10 +174,10 @@ class TrainingResources(_Strict):
 
     Attributes:
         workers: that train, each with a share of every batch. Default: one a GPU, or one.
-        threads: of each worker on a CPU. Default: the CPUs shared evenly.
-        gpus: whether workers train on a GPU each. Default: where the cluster has as many.
+        threads: of each worker, a CPU each. Default: on CPUs as many as all workers have room for, on a GPU one.
+        gpus: whether workers train on a GPU each. Default: where the cluster has as many as there are workers.
         spread: put the workers on as many nodes as there are.
-        max_failures: lost workers or nodes from which the training goes on by itself.
+        max_failures: lost workers or nodes from which the training goes on by itself, and waits in vain for their room.
         cpus: that Ray may use when the job starts it. Default: all of the machine.
         object_store_bytes: shared memory for decoded samples when the job starts Ray. Default: Ray's own choice.
         cache_bytes: a training set that takes less stays decoded between epochs. Default: a quarter of the store.
@@ -185,14 +205,16 @@ class Recipe(_Strict):
         loss: `clip` or `siglip`.
         samples_seen: pairs, repetitions counted; rounded up to whole batches.
         batch_size: pairs that are compared with each other, over all workers and pieces.
-        accumulate: pieces in which a worker computes its share of a batch; the batch stays whole.
+        accumulate: pieces in which a worker computes its share of a batch; the batch stays whole. Not for towers with
+            batch norm, which would see the pieces.
         optimizer, schedule: of the weights.
         augment: what is changed of an image each time; `none` is the model's own evaluation transform.
-        average_with_start: share of the starting weights in the finished model.
+        average_with_start: share of the starting weights in the finished model. Batch norms of the image tower then get
+            the statistics of the first batches of the training.
         shuffle_window: samples that are shuffled together; a smaller set is permuted whole. Default: as many as take
             2 GiB decoded.
         checkpoint_every: steps.
-        keep_checkpoints: how many of the newest.
+        keep_checkpoints: how many of the newest, until the model is written.
         log_every: steps between lines of the metrics.
         parallel: `ddp` copies the model to every worker, `fsdp` shares it out.
         resources: what it may use.
@@ -227,6 +249,9 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _check_batches(self) -> Self:
+        if self.average_with_start is not None and self.model.weights == "random":
+            rule = "must be left out where model.weights is random, as random weights are nothing to keep"
+            raise KeyProblem(("average_with_start",), f"{rule}, got {self.average_with_start}")
         if self.batch_size % ((self.resources.workers or 1) * self.accumulate):
             workers = f"resources.workers {self.resources.workers or 1}"
             rule = f"must be a multiple of {workers} times accumulate {self.accumulate}"
@@ -264,6 +289,10 @@ class Training(Recipe):
         """The same training with every path absolute, for workers that run in other folders."""
         data = tuple(data.resolved() for data in self.data)
         return resolve(super().resolved().model_copy(update={"data": data}), ("workspace", "output"))
+
+    @model_validator(mode="after")
+    def _hand_down(self) -> Self:
+        return hand_down(self)
 
     @model_validator(mode="after")
     def _check_urls(self) -> Self:

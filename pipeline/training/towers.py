@@ -52,15 +52,16 @@ def build_towers(settings: TrainedModel, encoder: OpenClipSettings, loss: str) -
 
     Raises:
         ModelError: the weights cannot be read, or are those of another architecture.
+        ConfigError: a tower cannot be locked as the settings say.
     """
     architecture = find_towers(encoder, loss)
     vision_cfg = {**architecture.model_cfg["vision_cfg"], "patch_dropout": settings.patch_dropout}
     patched = replace(architecture, model_cfg={**architecture.model_cfg, "vision_cfg": vision_cfg})
-    model = build_model(patched, load_weights(encoder), seed=encoder.seed)
+    model = build_model(patched, load_weights(encoder), seed=encoder.seed).train()
     lock_towers(model, settings.lock_image, settings.lock_text)
     if settings.grad_checkpointing:
         model.set_grad_checkpointing()
-    return model.train()
+    return model
 
 
 def input_size(architecture: Architecture) -> tuple[int, int]:

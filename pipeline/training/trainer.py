@@ -4,37 +4,41 @@ import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from operators.encoders.settings import OpenClipSettings
-from operators.errors import InputError, ModelError
+from operators.errors import ConfigError, InputError, ModelError, WorkspaceError
+from operators.training.parameters import has_batch_norm
 from pipeline.engine import Resources, engine
 from pipeline.failures import causes
 from pipeline.lease import claim_on
-from pipeline.models import check_model, decide_precision
+from pipeline.models import check_model
 from pipeline.progress import Progress, open_progress
-from pipeline.storage import to_json
+from pipeline.record import RECORD
+from pipeline.storage import Store, to_json
 from pipeline.summary import SUMMARY
-from pipeline.training.examples import Examples, Portion, find_examples, open_portions
+from pipeline.training.examples import Examples, Portion, find_examples, left_out, open_portions
 from pipeline.training.feeder import Feeder
 from pipeline.training.finished import MODEL, copy_model, output_store, read_origin
 from pipeline.training.loop import Job, out_of_memory, train_alone, train_worker
 from pipeline.training.metrics_log import METRICS
 from pipeline.training.monitor import Monitor
-from pipeline.training.plan import place_workers, plan_feed, training_identity
+from pipeline.training.plan import Placement, decide_encoder, place_workers, plan_feed, training_identity
 from pipeline.training.settings import Training
 from pipeline.training.sharing import SharedBlocks
-from pipeline.training.towers import find_towers
+from pipeline.training.towers import build_towers
 
 _POLL_SECONDS = 0.5
+_RAY_TRAIN = "training/.ray"
+"""Where Ray Train keeps its own notes of a run: nothing that a later run reads."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class TrainingResult:
         data_wait_share: of that time that the workers waited for data.
         loss: of the last step.
         reused: whether the workspace held this very model already.
+        rejected: reason -> how many samples of the data could not be used when they were read.
+        damaged: shard -> why it could not be read to its end.
     """
 
     model_path: str
@@ -64,6 +70,13 @@ class TrainingResult:
     data_wait_share: float
     loss: float
     reused: bool = False
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What was not trained on, in lines."""
+        return left_out(self.without_caption, self.rejected, self.damaged)
 
 
 def run_training(config: Training, address: str | None = None) -> TrainingResult:
@@ -79,13 +92,14 @@ def run_training(config: Training, address: str | None = None) -> TrainingResult
     config = config.resolved()
     check(config)
     resources = Resources(workers=config.resources.cpus, object_store_bytes=config.resources.object_store_bytes)
-    with engine(resources, address) as workers, open_progress() as progress:
+    with engine(resources, address) as workers, open_progress() as progress, config.store.locked(progress.note):
+        place_workers(config)  # what it refuses is known before the pool is read
         portions = open_portions(config, workers=workers, progress=progress)
         return train(config, portions, workers=workers, progress=progress)
 
 
 def check(config: Training) -> None:
-    """Checks what can be known before any work: the model, its weights, and where things are written.
+    """Checks what can be known before any work: the model, which is built, and where things are written.
 
     Raises:
         UserError: what is wrong and what to change.
@@ -93,10 +107,16 @@ def check(config: Training) -> None:
     encoder = config.model.as_encoder(config.seed)
     try:
         check_model(encoder, text=True)
-        find_towers(encoder, config.loss)
-    except ModelError as error:
+        model = build_towers(config.model, encoder, config.loss)
+    except (ModelError, AssertionError, AttributeError, KeyError, ValueError) as error:  # the libraries raise any
         raise ModelError(f"model: {error}") from error
+    if config.accumulate > 1 and has_batch_norm(model):
+        rule = f"must be 1 for {config.model.name}, whose batch norms would see a piece of the batch at a time"
+        raise ConfigError(f"accumulate {rule}, got {config.accumulate}")
     config.store.check_writable()
+    if config.store.exists(RECORD):
+        rule = "must be a folder of the training's own"
+        raise WorkspaceError(f"workspace {rule}, got {config.store.url}, which holds a curation ({RECORD})")
     if config.output is not None:
         output_store(config.store, config.output).check_writable()
 
@@ -109,7 +129,7 @@ def train(
     progress: Progress,
     shared: SharedBlocks | None = None,
 ) -> TrainingResult:
-    """Trains on the kept samples of runs, on a Ray that is up.
+    """Trains on the kept samples of runs, on a Ray that is up, in a workspace that no other run uses meanwhile.
 
     Args:
         config: with absolute paths; its `data` is not looked at.
@@ -121,22 +141,23 @@ def train(
     Raises:
         UserError, LimitExceeded, TrainingDiverged: as `run_training`.
     """
-    encoder = decide_precision(config.model.as_encoder(config.seed))
-    assert isinstance(encoder, OpenClipSettings)
+    placement = place_workers(config)
+    encoder = decide_encoder(config, placement)
     identity = training_identity(config, encoder, portions)
-    with config.store.locked(progress.note):
-        examples = find_examples(portions, workers=workers)
-        if examples.missing:
-            progress.note(f"train: {examples.missing:,} kept samples have no caption and are left out")
-        reused = read_origin(config.store, MODEL).get("identity") == identity
-        if not reused:
-            _check_batch(config, examples)
-            _fit(config, encoder, identity, (portions, examples), progress, shared)
-        result = _result(config, examples, reused)
-        if config.output is not None:
-            copy_model(config.store, MODEL, config.output)
-        if not (reused and config.store.exists(SUMMARY)):
-            config.store.replace(SUMMARY, to_json(asdict(result)))
+    examples = find_examples(portions, workers=workers)
+    for line in left_out(examples.missing, examples.rejected, examples.damaged):
+        progress.note(f"train: left out: {line}")
+    reused = read_origin(config.store, MODEL).get("identity") == identity
+    if not reused:
+        _check_batch(config, examples)
+        for note in _notes(config, encoder, placement):
+            progress.note(f"train: {note}")
+        _fit(config, placement, (encoder, identity), (portions, examples), progress, shared)
+    result = _result(config, examples, reused)
+    if config.output is not None:
+        copy_model(config.store, MODEL, config.output)
+    if not (reused and config.store.exists(SUMMARY)):
+        config.store.replace(SUMMARY, to_json(asdict(result)))
     return result
 
 
@@ -145,40 +166,50 @@ def _check_batch(config: Training, examples: Examples) -> None:
     if config.batch_size > most:
         raise InputError(
             f"batch_size must be at most the {most} samples of an epoch, got {config.batch_size}: "
-            "a batch that holds a pair twice asks which of the two is right"
+            "a larger batch would always hold a pair more than once"
+        )
+
+
+def _notes(config: Training, encoder: OpenClipSettings, placement: Placement) -> Iterator[str]:
+    """What the user may not expect of a training that is about to begin."""
+    if placement.note:
+        yield placement.note
+    if placement.workers > 1 and has_batch_norm(build_towers(config.model, encoder, config.loss)):
+        yield (
+            f"each of the {placement.workers} workers normalises its own share of a batch, so with batch norm the "
+            "result depends on resources.workers"
         )
 
 
 def _fit(
     config: Training,
-    encoder: OpenClipSettings,
-    identity: str,
+    placement: Placement,
+    named: tuple[OpenClipSettings, str],
     training_set: tuple[Sequence[Portion], Examples],
     progress: Progress,
     shared: SharedBlocks | None,
 ) -> None:
     """Trains in a thread of its own and shows what is reported meanwhile."""
-    scaling, threads = place_workers(config)
-    idle_cpus = int(ray.cluster_resources().get("CPU", 1)) - scaling.num_workers * threads
+    encoder, identity = named
+    idle_cpus = int(ray.cluster_resources().get("CPU", 1)) - placement.workers * placement.threads
     planned = plan_feed(config, encoder, *training_set, idle_cpus)
     # Beside the driver, so that the loss of a node costs neither what is known nor what is decoded elsewhere.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    alone = scaling.num_workers == 1 and config.parallel == "ddp"
+    alone = placement.workers == 1 and config.parallel == "ddp"
     errors: list[BaseException] = []
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(shared.lent(planned)) if shared else planned
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="winnow-train-"))
         feeder = ray.remote(Feeder).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(feed)
         stack.callback(ray.kill, feeder)
         monitor = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
         stack.callback(ray.kill, monitor)
         claim = claim_on(config.store.url)
-        job = Job(config, encoder, identity, threads, feed.steps_per_deal, feeder, monitor, claim)
-        work = partial(_run_alone, job, scaling) if alone else partial(_run_group, job, scaling, folder)
+        job = Job(config, encoder, identity, placement.threads, feed.steps_per_deal, feeder, monitor, claim)
+        work = partial(_run_alone if alone else _run_group, job, placement)
         # In the main thread Ray Train would take over what an interrupt does, and keep it.
         thread = threading.Thread(target=_run, args=(work, errors), name="training", daemon=True)
         thread.start()
-        _show(config, monitor, thread, progress, shared)
+        _show(config, monitor, thread, progress)
         failure = ray.get(monitor.failure.remote())
     if failure is not None:
         raise failure
@@ -194,48 +225,62 @@ def _run(work: Callable[[], None], errors: list[BaseException]) -> None:
         errors.append(error)
 
 
-def _run_group(job: Job, scaling: ScalingConfig, folder: str) -> None:
+def _run_group(job: Job, placement: Placement) -> None:
     """Several workers: a worker group of Ray Train, which starts a lost one again."""
     # Small trainings would wait for the next of Ray Train's looks at its workers, every two seconds, to be told to end.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_SECONDS))
-    TorchTrainer(
-        partial(train_worker, job),
-        scaling_config=scaling,
-        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-        run_config=RunConfig(
-            name=job.identity,
-            storage_path=folder,
-            failure_config=FailureConfig(max_failures=job.config.resources.max_failures),
-        ),
-    ).fit()
+    failures = job.config.resources.max_failures
+    with _notes_of_ray(job.config.store) as folder:
+        TorchTrainer(
+            partial(train_worker, job),
+            scaling_config=placement.scaling,
+            torch_config=TorchConfig(backend="nccl" if placement.on_gpus else "gloo"),
+            run_config=RunConfig(
+                name=job.identity,
+                storage_path=folder,
+                # Workers that find no room, as after the loss of a node, count too: else Ray would try for ever.
+                failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
+            ),
+        ).fit()
 
 
-def _run_alone(job: Job, scaling: ScalingConfig) -> None:
+@contextlib.contextmanager
+def _notes_of_ray(store: Store) -> Iterator[str]:
+    """A folder for what Ray Train itself writes: in a local workspace, where the next run removes a killed one's."""
+    if not store.is_local:
+        with tempfile.TemporaryDirectory(prefix="winnow-train-") as folder:
+            yield folder
+        return
+    store.remove(_RAY_TRAIN)
+    try:
+        yield store.path(_RAY_TRAIN)
+    finally:
+        store.remove(_RAY_TRAIN)
+
+
+def _run_alone(job: Job, placement: Placement) -> None:
     """One worker: a task, which Ray starts again when its process is lost."""
-    each = scaling.resources_per_worker or {}
     task = ray.remote(train_alone).options(
-        num_cpus=each["CPU"],
-        num_gpus=each.get("GPU", 0),
+        num_cpus=placement.threads,
+        num_gpus=int(placement.on_gpus),
         max_retries=job.config.resources.max_failures,
         retry_exceptions=True,
     )
     ray.get(task.remote(job))
 
 
-def _show(
-    config: Training, monitor: Any, thread: threading.Thread, progress: Progress, shared: SharedBlocks | None
-) -> None:
+def _show(config: Training, monitor: Any, thread: threading.Thread, progress: Progress) -> None:
     whole = config.num_steps * config.batch_size
     with progress.step("train", whole, "samples") as step:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
-            if shared:
-                shared.check()
             first, record = ray.get(monitor.latest.remote())
             if not record:
+                step.advance(0)  # the display may belong to a job that was interrupted
                 continue
             step.total = whole - first  # what an earlier run has done says nothing of how fast this one is
             step.remarks = (
+                *([f"resumed after step {first // config.batch_size:,} of {config.num_steps:,}"] if first else ()),
                 f"loss {record['loss']:.3f}",
                 f"{record['data_wait_share']:.0%} of the time waiting for data",
             )
@@ -244,6 +289,9 @@ def _show(
 
 def _result(config: Training, examples: Examples, reused: bool) -> TrainingResult:
     origin = read_origin(config.store, MODEL)
+    if not origin:
+        rule = "must be a folder that every node sees"
+        raise WorkspaceError(f"{config.store.url} {rule}, got no model in it from the node that trained")
     return TrainingResult(
         model_path=config.store.path(MODEL) if config.store.is_local else f"{config.store.url}/{MODEL}",
         metrics_path=f"{config.store.url}/{METRICS}",
@@ -256,4 +304,6 @@ def _result(config: Training, examples: Examples, reused: bool) -> TrainingResul
         data_wait_share=round(origin["waited"] / origin["seconds"], 4) if origin["seconds"] else 0.0,
         loss=origin["loss"],
         reused=reused,
+        rejected=examples.rejected,
+        damaged=examples.damaged,
     )

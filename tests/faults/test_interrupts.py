@@ -1,5 +1,6 @@
-"""Ctrl-C: each job ends in seconds, says how to go on, and the same command then does."""
+"""Ctrl-C and SIGTERM: each job ends, says how to go on, and leaves no process behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,8 +17,9 @@ from tests.small_trainings import training, write_pool
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.long, pytest.mark.timeout(600)]
 
 ROOT = str(Path(__file__).parents[2])
-SECONDS = 30
-"""Until the process is gone, on a machine that does other things, too."""
+LIMIT = 200
+"""Seconds after which a test is given up, on a machine that does other things, too."""
+MARK = "WINNOW_TEST_OF_INTERRUPTS"
 RESOURCES = {"workers": 2, "object_store_bytes": 200_000_000}
 SLOW = "import time\n\n\ndef keep(table):\n    time.sleep(600)\n    return [True] * table.num_rows\n"
 
@@ -73,10 +75,17 @@ def compare(folder: Path) -> tuple[dict, str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "job"),
-    [("curate", curate), ("train", train), ("train", train_group), ("evaluate", evaluate), ("compare", compare)],
+    ("command", "job", "number"),
+    [
+        ("curate", curate, signal.SIGINT),
+        ("curate", curate, signal.SIGTERM),
+        ("train", train, signal.SIGINT),
+        ("train", train_group, signal.SIGTERM),
+        ("evaluate", evaluate, signal.SIGINT),
+        ("compare", compare, signal.SIGINT),
+    ],
 )
-def test_an_interrupt(tmp_path, command, job):
+def test_a_job_that_is_stopped(tmp_path, command, job, number):
     config, sign = job(tmp_path)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     log = tmp_path / "log"
@@ -84,23 +93,44 @@ def test_an_interrupt(tmp_path, command, job):
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.main", command, "c.yaml"],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ROOT])},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ROOT]), MARK: str(tmp_path)},
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=heeding,
         )
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + LIMIT
         while sign not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        process.wait(SECONDS)
+        process.send_signal(number)
+        process.wait(LIMIT)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130, log.read_text()
+    assert process.returncode == 128 + number, log.read_text()
     assert log.read_text().splitlines()[-1] == "winnow: stopped; run the same command again to resume"
     assert "Traceback" not in log.read_text()
     assert list((tmp_path / "w" / ".lease").iterdir()) == [], "the next run need not wait"
+    deadline = time.monotonic() + LIMIT
+    while (left := processes(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def heeding() -> None:
+    """What a shell starts in the background ignores interrupts, and so does all that this starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def processes(folder: Path) -> list[str]:
+    """The command lines of what was started with our mark in its environment: Ray hands it on to all that it starts."""
+    mark = f"{MARK}={folder}".encode()
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if mark in (place / "environ").read_bytes().split(b"\0"):
+                found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found

@@ -2,12 +2,10 @@
 
 import asyncio
 import io
-import logging
 import os
 
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from operators.errors import InputChanged
 from pipeline import remote, resuming, s3_file, storage
@@ -26,19 +24,8 @@ MIXED = Faults(slow_down=0.1, internal=0.1, denied=0.1, reset=0.15, lost_reply=0
 
 
 @pytest.fixture(scope="module")
-def upstream():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def bucket(upstream):
-    fs = s3fs.S3FileSystem(endpoint_url=upstream, **KEY, use_listings_cache=False, skip_instance_cache=True)
+def bucket(s3_server):
+    fs = s3fs.S3FileSystem(endpoint_url=s3_server, **KEY, use_listings_cache=False, skip_instance_cache=True)
     fs.mkdir("faulty")
     for number in range(3):
         fs.pipe(f"faulty/pool/{number}.tar", tar_bytes(SAMPLES))
@@ -46,10 +33,10 @@ def bucket(upstream):
 
 
 @pytest.fixture
-def proxy(upstream, bucket, monkeypatch):
+def proxy(s3_server, bucket, monkeypatch):
     """Pauses are short here."""
     shorten_pauses(monkeypatch)
-    with FaultProxy(upstream) as proxy:
+    with FaultProxy(s3_server) as proxy:
         yield proxy
 
 

@@ -72,6 +72,7 @@ def test_the_comparison_is_of_the_curation_with_as_many_at_random(run_demo, tmp_
     assert comparison.selections == {"raw": (), "random": Like(like="curated"), "curated": config.steps}
     assert comparison.selections["curated"][-1].keep_fraction == 0.9
     assert (comparison.against, comparison.workspace, comparison.seeds) == ("raw", config.workspace, config.seeds)
+    assert comparison.storage == config.storage
     assert (config.curation.steps, config.curation.export) == (config.steps, config.export)
 
 
@@ -82,7 +83,11 @@ def test_pools_are_made_once_and_another_size_is_refused(run_demo, tmp_path):
     run_demo("--folder", folder, *small)
     made = [("demo", 300), ("trusted", 30), ("test", 20)]
     assert run_demo("--folder", folder, "--samples", 300, *small)[1] == made
-    with pytest.raises(InputError, match=r"samples must be 300, as many as the pool in .*demo has, got 400: remove"):
+    with pytest.raises(InputError, match=r"samples must be 300, as that of the pool in .*demo, got 400: remove"):
         run_demo("--folder", folder, "--samples", 400, *small)
-    with pytest.raises(InputError, match=r"samples must be 30, as many as the pool in .*trusted has, got 31: remove"):
+    with pytest.raises(InputError, match=r"samples must be 30, as that of the pool in .*trusted, got 31: remove"):
         run_demo("--folder", folder, "--set", "trusted=31", "--set", "test=20")
+    with pytest.raises(InputError, match=r"seed must be 0, as that of the pool in .*demo, got 1: remove that folder"):
+        run_demo("--folder", folder, "--set", "seed=1", *small)
+    (folder / "settings.json").unlink()  # as an earlier version left it
+    assert run_demo("--folder", folder, *small)[1] == made

@@ -68,6 +68,7 @@ def test_the_table(winnow_evaluate, monkeypatch):
         not_embedded=3,
         rejected={"undecodable_image": 2},
         damaged={"1.tar": "truncated"},
+        train={"samples": 4000, "rejected": {"undecodable_image": 1}, "damaged": {"2.tar": "unreadable"}},
         seconds=1.25,
     )
     monkeypatch.setattr("jobs.evaluate.run_evaluation", lambda config, address: [one])
@@ -76,5 +77,7 @@ def test_the_table(winnow_evaluate, monkeypatch):
     assert "pets  clip   acc1      0.5  0.2500 to 0.7500    1,234         2  1.2 s" in printed
     assert "pets: 1,234 images evaluated; rejected: 2 undecodable_image" in printed
     assert "pets: damaged shard 1.tar (truncated)" in printed
+    assert "pets: trained on 4,000 images; rejected: 1 undecodable_image" in printed
+    assert "pets: damaged shard 2.tar of train (unreadable)" in printed
     assert "pets: clip could not embed 3 images, which count as wrong" in printed
     assert "DataComp" not in printed

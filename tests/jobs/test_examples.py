@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from jobs.demo import Demo
 from jobs.main import main
@@ -32,20 +30,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:The minimum number of concurrent
 
 
 @pytest.fixture(scope="module")
-def s3():
+def s3(s3_server):
     """A server that AWS's own environment variables lead to, here and in the workers that start after it."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ENDPOINT_URL", s3_server)
         environment.setenv("AWS_ACCESS_KEY_ID", "key")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         s3fs.S3FileSystem.clear_instance_cache()
         yield s3fs.S3FileSystem()
     s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(scope="module")

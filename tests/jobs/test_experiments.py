@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from examples.experiments import e1, e5
-from examples.experiments.cifar import SCALES, Scale, prepare, read_pairs
+from examples.experiments.cifar import SCALES, Scale, prepare, read_pairs, write_pairs
 from examples.experiments.corruptions import CORRUPTIONS, corrupted
 from examples.experiments.e2 import mix
 from examples.experiments.e3 import training_sets
@@ -69,6 +69,27 @@ def test_a_folder_of_another_scale_is_refused_and_one_of_the_same_left_alone(dat
     assert (tmp_path / "pool" / "00000.parquet").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="give another --folder"):
         prepare(data, tmp_path, Scale(trusted=21, spare=10, pool=40, test=12))
+
+
+def test_a_set_that_was_half_written_is_written_again(data, tmp_path, monkeypatch):
+    written = []
+
+    def write(table, path):
+        written.append(path)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        pq.write_table(table, path)
+
+    monkeypatch.setattr("examples.experiments.cifar.pq.write_table", write)
+    table = pa.table({"index": range(16)})
+    with pytest.raises(KeyboardInterrupt):
+        write_pairs(tmp_path / "pairs", table)
+    assert not (tmp_path / "pairs").exists()
+    monkeypatch.undo()
+    for _ in range(2):
+        write_pairs(tmp_path / "pairs", table)
+        assert read_pairs(tmp_path / "pairs") == table
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 
 
 def test_data_that_are_not_there(tmp_path):

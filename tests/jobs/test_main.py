@@ -1,8 +1,11 @@
 import errno
 import importlib
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -108,6 +111,18 @@ def test_version(winnow):
 )
 def test_errors_are_one_clear_line(winnow, error, code, message):
     assert winnow("count", "3", body=raising(error)) == (code, "", message)
+
+
+def test_being_terminated_is_like_an_interrupt(winnow):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def body():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    said = "winnow: stopped; run the same command again to resume\n"
+    assert winnow("count", "3", body=body) == (143, "", said)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_error_of_ours_counts_wherever_it_was_raised_from(winnow):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.diversity import diversity, has_collapsed
+from operators.diversity import diversity, has_collapsed, thinned_diversity
 
 
 def test_by_hand():
@@ -38,3 +38,17 @@ def test_collapse_is_judged_by_the_effective_number():
     assert not has_collapsed(even, half, 0.49)
     assert has_collapsed(even, fewer, 0.5)
     assert has_collapsed(even, diversity(np.zeros(4, np.int64)), 0.5)
+
+
+def test_a_small_set_is_held_against_as_many_at_random():
+    many = np.full(100, 1000)
+    rng = np.random.default_rng(0)
+    drawn = thinned_diversity(many, 50, rng)
+    assert drawn.samples == 50
+    assert 30 < drawn.effective < 50  # all clusters are there, and 50 samples cannot show them
+    few = rng.multivariate_hypergeometric(many, 50)
+    assert has_collapsed(diversity(many), diversity(few), 0.5)
+    assert not has_collapsed(drawn, diversity(few), 0.5)
+    assert thinned_diversity(many, many.sum(), rng) == pytest.approx(diversity(many))
+    assert thinned_diversity(many, 0, rng) == diversity(np.zeros(100, np.int64))
+    assert thinned_diversity(np.full(4, 10**9), 10**6, rng).effective == pytest.approx(4, abs=1e-3)

@@ -19,7 +19,13 @@ from operators.filters.reconstruction import (
     mask_noise,
     reconstruction_loss,
 )
-from operators.filters.resnet import augment, build_classifier, classification_loss, classifier_scorer
+from operators.filters.resnet import (
+    augment,
+    build_classifier,
+    check_image_size,
+    classification_loss,
+    classifier_scorer,
+)
 from operators.filters.tokens import PAD, UNKNOWN, learn_vocabulary
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (220, 210, 30)}
@@ -59,7 +65,9 @@ class TestFitting:
             nn.init.zeros_(layer.bias)
             recipe = Recipe(20_000, 16, 0.05, 0.0)
             losses = list(
-                fit_network(layer, lambda rows: (layer(x[rows]) - 3 * x[rows] - 1).square().mean(), 32, recipe, rng())
+                fit_network(
+                    "line", layer, lambda rows: (layer(x[rows]) - 3 * x[rows] - 1).square().mean(), 32, recipe, rng()
+                )
             )
             return losses, torch.stack([layer.weight.detach().flatten(), layer.bias.detach()])
 
@@ -74,9 +82,12 @@ class TestFitting:
 
     def test_a_loss_that_is_no_number_stops(self):
         layer = nn.Linear(1, 1)
-        with pytest.raises(InputError, match=r"the loss of update 1 of 2 must be finite, got nan: lower learning_rate"):
+        with pytest.raises(
+            InputError, match=r"mine: the loss of update 1 of 2 must be finite, got nan: lower learning_rate"
+        ):
             list(
                 fit_network(
+                    "mine",
                     layer,
                     lambda rows: layer(torch.ones(1, 1)).sum() * torch.nan,
                     4,
@@ -84,6 +95,16 @@ class TestFitting:
                     np.random.default_rng(),
                 )
             )
+
+    def test_weights_that_the_last_update_spoils_are_noticed(self):
+        layer = nn.Linear(1, 1)
+
+        def loss(rows: np.ndarray) -> torch.Tensor:
+            return (layer.weight.sum() * 1e-30).sqrt() * 0  # finite, of a gradient that is not
+
+        nn.init.zeros_(layer.weight)
+        with pytest.raises(InputError, match=r"mine: weight after the 1 updates must be finite, got a value that is n"):
+            list(fit_network("mine", layer, loss, 4, Recipe(4, 4, 1e-3, 0), np.random.default_rng()))
 
 
 class TestClassifier:
@@ -93,8 +114,8 @@ class TestClassifier:
         network = build_classifier("test_resnet", None, 0)
         rng = np.random.default_rng(0)
         recipe = Recipe(1600, 32, 3e-3, 0.01)
-        loss = classification_loss(network, pixels, trusted, rng)
-        losses = list(fit_network(network, loss, len(pixels), recipe, rng))
+        loss = classification_loss(network, pixels[trusted], pixels[~trusted], rng)
+        losses = list(fit_network("colours", network, loss, len(pixels), recipe, rng))
         assert np.mean(losses[-5:]) < 0.2 < losses[0]
         fresh, which = squares(64, 1)
         scorer = classifier_scorer(network, choose_runtime("float32", 32, "cpu", 1))
@@ -115,6 +136,12 @@ class TestClassifier:
             build_classifier("resnet_of_mine", None, 0)
         with pytest.raises(ModelError, match="weights must be those of test_resnet"):
             build_classifier("test_resnet", {"stem.weight": torch.zeros(3)}, 0)
+
+    def test_the_size_of_images_is_tried(self):
+        check_image_size(build_classifier("test_resnet", None, 0), "test_resnet", 16)
+        rule = r"model must be one that takes images of 17 x 17 pixels \(image_size\), got 'test_vit': "
+        with pytest.raises(ModelError, match=rule):
+            check_image_size(build_classifier("test_vit", None, 0), "test_vit", 17)
 
     def test_augmentation_moves_and_mirrors_only(self):
         pixels = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(1, 16, 16, 3).repeat(64, axis=0)
@@ -155,7 +182,7 @@ def scorer() -> ReconstructionScorer:
     network = build_autoencoder(shape, 0)
     rng = np.random.default_rng(0)
     loss = reconstruction_loss(network, pixels, vocabulary.encode(words(which), LENGTH), 0.5, rng)
-    losses = list(fit_network(network, loss, len(pixels), Recipe(8000, 64, 3e-3, 0.05), rng))
+    losses = list(fit_network("m3ae", network, loss, len(pixels), Recipe(8000, 64, 3e-3, 0.05), rng))
     assert np.mean(losses[-5:]) < losses[0] / 2
     return ReconstructionScorer(network, vocabulary, 0.5, 4, 0, choose_runtime("float32", 32, "cpu", 1))
 

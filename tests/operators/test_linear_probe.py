@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from operators.embeddings import to_unit_float16
 from operators.errors import InputError
+from operators.evaluation import linear_probe
 from operators.evaluation.linear_probe import _loss, choose_l2, fit, to_grid, with_bias
 from operators.evaluation.zero_shot import classify
 
@@ -18,11 +19,16 @@ def lumps(rows=300, dims=8, classes=4, noise=0.8, seed=0):
     return to_unit_float16(centres_KD[label_N] + noise * rng.standard_normal((rows, dims)))[0], label_N
 
 
-def test_the_gradient_is_that_of_the_loss():
+def test_the_gradient_is_that_of_the_loss_and_blocks_change_nothing(monkeypatch):
     x_ND, label_N = lumps(20, 3, 3)
     args = with_bias(x_ND).astype(np.float64), label_N, (3, 4), 0.1
     point = np.random.default_rng(1).standard_normal(12)
     assert check_grad(lambda w: _loss(w, *args)[0], lambda w: _loss(w, *args)[1], point) < 1e-5
+    whole = _loss(point, *args)
+    monkeypatch.setattr(linear_probe, "_BLOCK_ROWS", 7)
+    blocks = _loss(point, *args)
+    assert blocks[0] == pytest.approx(whole[0], rel=1e-14)
+    np.testing.assert_allclose(blocks[1], whole[1], rtol=1e-12)
 
 
 @pytest.mark.parametrize("l2", [0.1, 1e-3])

@@ -71,17 +71,26 @@ def test_names_of_a_classifier():
 
 
 def test_recalls_are_named_by_what_is_retrieved_and_drawn_by_image():
-    found = Retrieved(caption_rank_N=np.array([0, 7]), image_rank_M=np.array([0, 4, 20]), image_M=np.array([0, 0, 1]))
+    """Of three images, the first with two captions, and the last not embedded: never found among so few either."""
+    found = Retrieved(np.array([0, 3, 4]), np.array([0, 1, 2, 3]), image_M=np.array([0, 0, 1, 2]))
+    assert found.not_embedded == 1
     assert all_metrics(found, "mean_recall@1") == {
-        "image_retrieval_recall@1": pytest.approx(1 / 3),
-        "image_retrieval_recall@5": pytest.approx(2 / 3),
-        "image_retrieval_recall@10": pytest.approx(2 / 3),
-        "text_retrieval_recall@1": 1 / 2,
-        "text_retrieval_recall@5": 1 / 2,
-        "text_retrieval_recall@10": 1.0,
-        "mean_recall@1": pytest.approx((1 / 3 + 1 / 2) / 2),
+        "image_retrieval_recall@1": 1 / 4,
+        "image_retrieval_recall@5": 3 / 4,
+        "image_retrieval_recall@10": 3 / 4,
+        "text_retrieval_recall@1": pytest.approx(1 / 3),
+        "text_retrieval_recall@5": pytest.approx(2 / 3),
+        "text_retrieval_recall@10": pytest.approx(2 / 3),
+        "mean_recall@1": pytest.approx((1 / 4 + 1 / 3) / 2),
     }
-    assert found.measure("mean_recall@1", np.array([2, 0])) == pytest.approx((1 / 2 + 1) / 2)
-    assert found.measure("text_retrieval_recall@10", np.array([0, 2])) == 1.0
+    assert found.measure("mean_recall@1", np.array([2, 0, 0])) == pytest.approx((1 / 2 + 1) / 2)
+    assert found.measure("text_retrieval_recall@10", np.array([0, 2, 0])) == 1.0
     with pytest.raises(KeyError):
         found.measure("acc1")
+
+
+def test_what_is_not_embedded_is_never_among_the_best_of_few_classes():
+    few = Classified(np.array([0, 1]), np.array([0, -1]), np.array([1, 2]), num_classes=2, group_N=np.array([0, 1]))
+    assert few.not_embedded == 1
+    assert all_metrics(few, "acc5")["acc5"] == 1 / 2
+    assert few.measure("acc_top5_wg") == 0.0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.evaluation.ranking import precision_at, roc_auc
+from operators.evaluation.ranking import roc_auc
 
 
 def test_by_hand():
@@ -22,9 +22,3 @@ def test_it_counts_the_pairs_in_order(samples):
     pairs = [(p > n) + (p == n) / 2 for p in score_N[positive_N] for n in score_N[~positive_N]]
     auc = roc_auc(positive_N, score_N.astype(float))
     assert auc == pytest.approx(np.mean(pairs)) if pairs else math.isnan(auc)
-
-
-def test_precision_among_the_best():
-    positive_N, score_N = np.array([True, False, True, False]), np.array([0.9, 0.5, 0.5, 0.1])
-    assert [precision_at(positive_N, score_N, keep) for keep in (1, 2, 4)] == [1.0, 0.5, 0.5]
-    assert math.isnan(precision_at(positive_N, score_N, 0))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from operators.training.augmentation import Augment, appearance_keys, augment, draw
-from operators.training.averaging import average_states
+from operators.training.averaging import average_states, renew_statistics
 from operators.training.parameters import MAX_LOG_SCALE, clamp_scale, decay_groups
 from operators.training.schedules import learning_rate
 
@@ -56,6 +56,16 @@ def test_an_average_lies_on_the_line_between_two_models():
     assert average["steps"].item() == 5
     with pytest.raises(ValueError, match="same names, got steps in one only"):
         average_states({"w": before["w"]}, after, 0.5)
+
+
+def test_statistics_are_renewed_over_batches_and_locked_ones_stay():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval())
+    batches = [torch.tensor([[0.0, 1.0], [2.0, 5.0]]), torch.tensor([[4.0, 1.0], [8.0, 3.0]])]
+    renew_statistics(model, batches)
+    assert model[0].running_mean.tolist() == [3.5, 2.5]  # of the batches' means 1 and 6, 3 and 2
+    assert model[0].running_var.tolist() == [5.0, 5.0]  # 2 and 8, 8 and 2
+    assert model[0].momentum == 0.1
+    assert model[1].running_mean.tolist() == [0.0, 0.0]
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 6, 3), dtype=np.uint8)

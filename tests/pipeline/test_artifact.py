@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -5,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.errors import WorkspaceError
-from pipeline import artifact
+from operators.errors import DamagedError, WorkspaceError
+from pipeline import artifact, integrity
 from pipeline.artifact import Artifact, Part
 from pipeline.storage import Store
 
@@ -32,7 +33,8 @@ def publish(store: Store, part: Part, *tables: pa.Table) -> Part:
 
 def test_a_part_is_named_by_its_content_and_recorded_last(store, tmp_path):
     part = publish(store, draft(counts={"in": 5}), table(0, 2), table(2, 0), table(2, 3))
-    assert part.path == f"step/h/p1/{part.sha256[:16]}.parquet"
+    footer = integrity.footer_checksum(io.BytesIO((tmp_path / part.path).read_bytes()))
+    assert part.path == f"step/h/p1/{part.sha256[:16]}-{footer}.parquet"
     assert (part.rows, part.size) == (5, (tmp_path / part.path).stat().st_size)
     assert artifact.read_columns(store, part.path, ["row"])["row"].to_pylist() == [0, 1, 2, 3, 4]
     assert artifact.read_part(store, "step/h/p1") == part
@@ -93,6 +95,20 @@ def test_a_manifest_brings_everything_back(store):
     assert set(record["packages"]) >= {"winnow", "numpy", "ray", "torch"}
     later = artifact.publish_manifest(store, Artifact("step", "step/h", parts, seconds=9.0), {})
     assert later == found
+
+
+def test_a_manifest_vouches_for_the_files_that_its_info_names(store):
+    store.publish("step/0123456789abcdef/fit.json", b"fit")
+    info = {"fit": "step/0123456789abcdef/fit.json", "others": ["no/path", {"x": "step/x"}]}
+    whole = Artifact("step", "step/0123456789abcdef", (publish(store, draft()),), info, reads=("a/manifest",))
+    made = artifact.publish_manifest(store, whole, {})
+    assert list(made.files) == [info["fit"]]
+    found = artifact.read_manifest(store, made.folder, made.manifest)
+    assert (found.files, found.reads) == (made.files, ("a/manifest",))
+    assert artifact.read_beside(store, found, info["fit"]) == b"fit"
+    store.replace(info["fit"], b"fat")
+    with pytest.raises(DamagedError, match=r"^step/0123456789abcdef/fit.json must be .*, got the SHA-256 "):
+        artifact.read_beside(store, found, info["fit"])
 
 
 def test_a_manifest_of_another_format(store):

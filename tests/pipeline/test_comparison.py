@@ -1,17 +1,22 @@
 """A whole comparison with tiny towers: what it trains, what it says, and that a second run does nothing."""
 
 import json
+import threading
+import time
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
 
-from operators.scenes import CONCEPTS
+from pipeline.comparison import trainings
 from pipeline.comparison.compare import check, compare
 from pipeline.comparison.results import print_comparison, read_comparison
+from pipeline.comparison.selections import Selected
 from pipeline.comparison.settings import Comparison
 from pipeline.generate import generate_pool
 from pipeline.pool_plan import PoolSettings
 from pipeline.progress import Progress
+from tests.small_pools import jpeg, write_tar
 
 pytestmark = pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors")  # few shards
 
@@ -27,7 +32,8 @@ SOUND = {"broken": False, "exact_fraction": 0, "near_fraction": 0, "misaligned_f
 def config(tmp_path_factory) -> Comparison:
     folder = tmp_path_factory.mktemp("compare")
     generate_pool(folder / "pool", PoolSettings(samples=80, samples_per_shard=40, **SOUND))
-    generate_pool(folder / "test", PoolSettings(samples=40, seed=1, labelled=True, **SOUND))
+    # As DataComp's sets are: images and classes, and not a word.
+    write_tar(folder / "test.tar", [{"jpg": jpeg(6 * n), "cls": b"%d" % (n % 3)} for n in range(40)])
     (folder / "towers.json").write_text(json.dumps(TOWERS))
     return Comparison.model_validate(
         {
@@ -48,9 +54,8 @@ def config(tmp_path_factory) -> Comparison:
                 {
                     "task": "classification",
                     "name": "scenes",
-                    "data": {"format": "webdataset", "path": f"{folder}/test/pool/*.tar"},
-                    "label_field": "concept",
-                    "classes": [str(concept) for concept in CONCEPTS],
+                    "data": {"format": "webdataset", "path": f"{folder}/test.tar"},
+                    "classes": ["night", "grass", "sand"],
                 }
             ],
             "bootstrap": 50,
@@ -84,6 +89,12 @@ def test_every_selection_is_trained_with_every_seed_and_tested(config, found):
     assert [(difference.ours, difference.theirs) for difference in task.differences] == [("small", "random")]
     clusters = {selection.name: selection.diversity["after"]["samples"] for selection in found.selections}
     assert clusters == {"random": 40, "small": 40}
+    for selection in found.selections:
+        assert selection.diversity["at_random"]["samples"] == 40
+    (manifest,) = Path(config.workspace).glob("decontaminate_evaluation/*/manifest-*.json")
+    facts = json.loads(manifest.read_bytes())["info"]["reference"]
+    assert (facts["samples"], facts["compared"], facts["rejected"]) == (40, 40, {})
+    assert len(list(Path(config.workspace).glob("evaluation/differences/*.json"))) == 1
 
 
 @pytest.mark.ray
@@ -106,3 +117,31 @@ def test_what_is_written_says_the_same_and_a_second_run_reuses_it(config, found,
     out = capsys.readouterr().out
     assert "less random" in out
     assert "nothing to do: every model and every result reused" in out
+
+
+def test_an_interrupt_begins_no_other_training_and_ends_those_that_run(config, monkeypatch):
+    begun, ended = threading.Event(), []
+
+    def train(training, portions, *, progress, **_):
+        with progress.step("train") as step:
+            begun.set()
+            try:
+                while True:
+                    step.advance(1)
+                    time.sleep(0.01)
+            finally:
+                ended.append(training.workspace)
+
+    def interrupted(futures, timeout=None, return_when=None):
+        if return_when is None:  # for those that run to end
+            return wait(futures, timeout)
+        begun.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainings, "side_by_side", lambda config, jobs: (1, config))
+    monkeypatch.setattr(trainings, "train", train)
+    monkeypatch.setattr(trainings, "wait", interrupted)
+    selections = [Selected("small", (), None, {0: None, 1: None}, 40)]
+    with pytest.raises(KeyboardInterrupt):
+        trainings.train_all(config, selections, workers=1, progress=Progress())
+    assert [Path(workspace).name for workspace in ended] == ["0"]

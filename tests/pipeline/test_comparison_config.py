@@ -1,10 +1,13 @@
 """The config of a comparison: what it makes of selections, and what it says of a wrong one and where."""
 
 import pytest
+import ray
 import yaml
 
 from operators.errors import ConfigError
-from pipeline.comparison.settings import DRAW, Comparison
+from pipeline.comparison.selections import evaluation_sources
+from pipeline.comparison.settings import DRAW, KEPT_OUT, Comparison
+from pipeline.comparison.trainings import side_by_side
 from pipeline.config.loader import load_config
 from pipeline.pool import Source
 
@@ -44,6 +47,7 @@ def test_what_a_selection_is_made_by(load):
     sources = [Source(format="webdataset", path="test/*.tar")]
     assert [step.step for step in config.curation("all").steps] == []
     assert [step.step for step in config.curation("small", sources).steps] == ["decontaminate", "filter"]
+    assert config.curation("small", sources).steps[0].title == KEPT_OUT
     drawn = config.curation("random", sources, keep=7, seed=3)
     assert (drawn.seed, drawn.steps[-1].title, drawn.steps[-1].keep, drawn.steps[-1].draw) == (3, DRAW, 7, True)
     assert (config.against, config.randoms) == ("all", ("random",))
@@ -84,3 +88,39 @@ def test_a_step_that_reads_what_is_not_there(load):
         load(selections={"all": [], "scored": steps})
     with pytest.raises(ConfigError, match=r"must be one with images, which models are trained on"):
         load(pool={"format": "clip_retrieval", "path": "pool"})
+
+
+def test_a_selection_may_decontaminate_by_itself_too(load):
+    own = {"step": "decontaminate", "model": "raw", "epsilon": 0.1, "against": [{"format": "images", "path": "x"}]}
+    config = load(selections={"all": [], "own": [own]})
+    sources = [Source(format="webdataset", path="test/*.tar")]
+    assert [step.title for step in config.curation("own", sources).steps] == [KEPT_OUT, "decontaminate"]
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.name must be unique, got 'decontaminate_evaluation', .*c\.yaml"
+    ):
+        load(selections={"all": [], "own": [own | {"name": KEPT_OUT}]})
+
+
+def test_evaluation_sets_are_looked_for_whether_they_have_captions_or_not(load):
+    source = {"format": "webdataset", "path": "a.tar"}
+    pool = {"sources": [source, source | {"require_text": True}]}
+    task = {"task": "classification", "name": "vtab/dtd", "data": pool, "classes": ["a"]}
+    found = evaluation_sources(load(evaluation=[task]).evaluation)
+    assert [(one.name, one.require_text) for one in found] == [("vtab.dtd.data.0", False), ("vtab.dtd.data.1", True)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes", "at_once", "threads"),
+    [
+        ([4], {}, 4, 1),
+        ([4], {"trainings_at_once": 2}, 2, 2),
+        ([4, 2], {"trainings_at_once": 3}, 3, 2),
+        ([5, 1], {"trainings_at_once": 2}, 2, 2),  # not 3: the second would wait for the first
+        ([8, 8, 8], {}, 6, 4),
+    ],
+)
+def test_trainings_run_side_by_side_where_the_nodes_have_room(load, monkeypatch, nodes, changes, at_once, threads):
+    live = [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: live)
+    number, config = side_by_side(load(**changes), jobs=6)
+    assert (number, config.training.resources.threads) == (at_once, threads)

@@ -1,6 +1,8 @@
 """The page of a comparison: every number of the result stands on it, and intervals are drawn where they lie."""
 
+import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -13,9 +15,11 @@ from pipeline.comparison.results import (
     SelectionFacts,
     TaskVerdict,
     Trained,
+    print_comparison,
     read_comparison,
     write_comparison,
 )
+from pipeline.comparison.verdict import over_tasks
 from pipeline.report.intervals import Line, draw_intervals
 from pipeline.storage import Store
 
@@ -24,6 +28,7 @@ DIVERSITY = {
     "clusters": 4,
     "collapse_below": 0.5,
     "before": {"samples": 100, "entropy": 1.3, "effective": 3.7, "largest_share": 0.3},
+    "at_random": {"samples": 40, "entropy": 1.2, "effective": 3.3, "largest_share": 0.35},
     "after": {"samples": 40, "entropy": 0.7, "effective": 2.1, "largest_share": 0.6},
 }
 
@@ -58,13 +63,51 @@ def test_the_page_says_what_was_found(result, tmp_path):
     store = Store(str(tmp_path))
     write_page(store, result, write_comparison(store, result))
     html = (tmp_path / "comparison.html").read_text()
-    for words in ("comparison report", "55.0", "look here", "score → filter", "+0.3000 (+0.2000 to +0.4000)", "2.1"):
+    for words in (
+        "comparison report",
+        "55.0",
+        "look here",
+        "score → filter",
+        "+0.3000 (+0.2000 to +0.4000)",
+        "2.1",
+        "3.3",
+    ):
         assert words in html
     assert 'id="funnel"' not in html
     assert read_comparison(store) == result
     assert read_comparison(Store(str(tmp_path / "nothing"))) is None
     assert [section.id for section in sections(result)] == ["task-scenes", "selections"]
     assert headlines(result)[0].label == "acc1 of dfn"
+
+
+def test_what_an_older_comparison_does_not_say_is_left_open(result, tmp_path):
+    store = Store(str(tmp_path))
+    record = json.loads(write_comparison(store, result))
+    for selection in record["selections"]:
+        del selection["seconds"]
+    del record["mean"]
+    store.replace("comparison.json", json.dumps(record).encode())
+    found = read_comparison(store)
+    assert [selection.seconds for selection in found.selections] == [{}, {}]
+    assert found.mean is None
+    assert "What they cost" not in write(store, found)
+
+
+def test_the_mean_over_tasks_has_a_section_and_lines_of_its_own(result, tmp_path, capsys):
+    (task,) = result.tasks
+    whole = replace(
+        result, tasks=(task, replace(task, task="words")), mean=over_tasks([task, task], "mean over 2 tasks")
+    )
+    store = Store(str(tmp_path))
+    assert "Trained and tested: mean over 2 tasks" in write(store, whole)
+    assert read_comparison(store) == whole
+    print_comparison(whole)
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()].count("mean over 2 tasks") == 2
+
+
+def write(store, result):
+    write_page(store, result, write_comparison(store, result))
+    return store.read("comparison.html").decode()
 
 
 def test_an_open_interval_is_not_drawn():

@@ -5,16 +5,19 @@ import math
 import pytest
 from scipy import stats
 
+from pipeline.comparison import verdict as verdicts
 from pipeline.comparison.results import Accuracy, Difference, MeanScore, TaskVerdict
 from pipeline.comparison.selections import Selected
-from pipeline.comparison.verdict import accuracy, mean_metric, pairs, warnings
+from pipeline.comparison.verdict import Contrast, accuracy, mean_metric, over_tasks, pairs, warnings
+from pipeline.evaluation.results import Result
+from pipeline.storage import Store
 from pipeline.training.trainer import TrainingResult
 
 TRAINED = [TrainingResult("model", "metrics", 10, 0, 100, 10, 1.0, seconds, 0.0, 0.5) for seconds in (20.0, 30.0, 90.0)]
 
 
-def selected(name, like=None, scores=None, found=(), seconds=None):
-    return Selected(name, (), like, {}, 10, scores or {}, seconds or {}, warnings=found)
+def selected(name, like=None, scores=None, found=(), seconds=None, titles=()):
+    return Selected(name, (), like, {}, 10, scores or {}, seconds or {}, warnings=found, titles=titles)
 
 
 def verdict(*differences):
@@ -71,6 +74,55 @@ def test_high_scores_with_low_accuracy_are_warned_of():
 
 
 def test_a_step_that_costs_more_than_a_training_is_named():
-    cheap, dear = selected("rules", seconds={"samples": 500.0, "rules": 29.0}), selected("mae", seconds={"m3ae": 31.0})
+    shared = {"samples": 500.0, "clip.image": 400.0, "unique_uid": 300.0}  # which serve every selection
+    cheap = selected("rules", seconds={**shared, "rules": 29.0}, titles=("rules",))
+    dear = selected("mae", seconds={**shared, "m3ae": 31.0}, titles=("m3ae",))
     (found,) = warnings([cheap, dear], [], TRAINED)
     assert found.startswith("selections.mae: m3ae took 31 s, longer than the 30 s of a training")
+
+
+def test_the_mean_over_tasks_is_of_each_model_and_paired_by_seed():
+    values = {"scenes": [(0.1, 0.2), (0.3, 0.5)], "words": [(0.3, 0.2), (0.5, 0.5)]}
+    tasks = [
+        TaskVerdict(
+            name,
+            metric,
+            100,
+            tuple(accuracy(selection, found) for selection, found in zip(("all", "dfn"), both, strict=True)),
+            (Difference("dfn", "all", 0.25, (0.1, 0.4), (0.2, 0.3)),),
+        )
+        for (name, both), metric in zip(values.items(), ("acc1", "mean_recall@1"), strict=True)
+    ]
+    mean = over_tasks(tasks, "mean over 2 tasks")
+    assert mean.of("all").values == pytest.approx((0.2, 0.2))
+    assert mean.of("dfn").values == pytest.approx((0.4, 0.5))
+    (difference,) = mean.differences
+    reach = stats.t.ppf(0.975, 1) * 0.05
+    assert difference.value == pytest.approx(0.25)
+    assert difference.over_seeds == pytest.approx((0.25 - reach, 0.25 + reach))
+    assert (difference.over_samples, difference.clear) == (None, False)
+    assert (mean.metric, mean.num_samples) == ("main metric", 200)
+
+
+def test_a_difference_is_bootstrapped_once(tmp_path, monkeypatch):
+    facts = {"dataset": "d", "task": "classification", "metric": "acc1", "interval": None, "num_samples": 9}
+    facts |= {"num_classes": 2, "not_embedded": 0, "rejected": {}, "damaged": {}, "facts": {}}
+    one, two = (
+        Result(key="d", model=model, metrics={"acc1": value}, outcomes=f"{model}.parquet", **facts)
+        for model, value in (("one", 0.5), ("two", 0.25))
+    )
+    loaded = []
+
+    def load(store, result):
+        loaded.append(result.model)
+        return lambda times: result.value if times is None else result.value * times[0]
+
+    monkeypatch.setattr(verdicts, "load_metric", load)
+    store = Store(str(tmp_path))
+    first = verdicts._difference(store, 0, 20, (0, Contrast("a", "b", (one,), (two,))))
+    assert first[1].over_samples[0] < 0.25 < first[1].over_samples[1]
+    assert verdicts._difference(store, 0, 20, (0, Contrast("a", "b", (one,), (two,)))) == first
+    assert loaded == ["one", "two"]
+    for seed, draws, ours in ((1, 20, one), (0, 21, one), (0, 20, two)):
+        verdicts._difference(store, seed, draws, (0, Contrast("a", "b", (ours,), (two,))))
+    assert len(loaded) == 8

@@ -2,8 +2,7 @@
 
 import io
 import json
-import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from operators.errors import WorkspaceError
+from pipeline.clean.sweep import delete, find
 from pipeline.curate import check, curate
 from pipeline.curation import Curation
+from pipeline.engine import engine
 from pipeline.ledger import ledger_sha256
 from pipeline.progress import Progress
+from pipeline.quarantine import quarantine
 from pipeline.storage import Store
+from pipeline.verify.workspace import verify
+from tests.faults import s3_proxy
 from tests.faults.s3_proxy import FaultProxy, Faults
 from tests.small_pools import jpeg, sound, tar_bytes
 
@@ -33,6 +36,8 @@ SHARDS = {
     "a/0.tar": [*sound(20, {"uid": "0" * 31 + "1"}, {"uid": "nonsense"}), {"jpg": b"no image", "txt": b"a text"}],
     "a/1.tar": [*sound(12, {"uid": "0" * 31 + "1"}), {"jpg": jpeg(200)}],
 }
+DENIED = b"https://nobody.example/1.jpg\n"
+"""A list that says nothing of how it is opened: as the workspace is."""
 STEPS = [
     {"step": "exact_dedup"},
     {"step": "filter", "column": "bytes", "keep_fraction": 0.9, "best": "lowest"},
@@ -41,14 +46,8 @@ STEPS = [
 
 
 @pytest.fixture(scope="module")
-def storage():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield {"endpoint_url": f"http://{host}:{port}", "key": "a-key-of-the-test", "secret": SECRET}
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+def storage(s3_server):
+    return {"endpoint_url": s3_server, "key": "a-key-of-the-test", "secret": SECRET}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +57,7 @@ def bucket(storage):
     fs.mkdir("bucket")
     for name, samples in SHARDS.items():
         fs.pipe(f"bucket/pool/{name}", tar_bytes(samples))
+    fs.pipe("bucket/pool-lists/urls.txt", DENIED)
     return fs
 
 
@@ -76,7 +76,7 @@ def config(pool: str, workspace: str, out: str, storage: dict) -> Curation:
             "workspace": workspace,
             "storage": storage,
             "models": {"raw": {"library": "pixels", "size": 4}},
-            "steps": STEPS,
+            "steps": [{"step": "deny", "urls": f"{pool}-lists/urls.txt"}, *STEPS],
             "export": [{"format": name, "path": path, "storage": storage} for name, path in exports],
         }
     )
@@ -101,6 +101,8 @@ def test_the_ledger_is_that_of_a_run_on_a_disk(remote, tmp_path):
     for name, samples in SHARDS.items():
         (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pool" / name).write_bytes(tar_bytes(samples))
+    (tmp_path / "pool-lists").mkdir()
+    (tmp_path / "pool-lists/urls.txt").write_bytes(DENIED)
     local = config(str(tmp_path / "pool"), str(tmp_path / "work"), str(tmp_path / "out"), {})
     on_disk = run(local)
     assert ledger_sha256(settings.store) == ledger_sha256(local.store)
@@ -127,15 +129,16 @@ def test_a_second_run_reuses_everything_and_changes_no_object(remote, bucket):
     assert {path: info["LastModified"] for path, info in bucket.find("bucket", detail=True).items()} == before
 
 
-def test_on_a_store_that_misbehaves_the_ledger_is_the_same(remote, bucket, storage):
+def test_on_a_store_that_misbehaves_the_ledger_is_the_same(remote, bucket, storage, monkeypatch):
+    monkeypatch.setattr(s3_proxy, "TRICKLE_BYTES_PER_SECOND", 8192)  # or it would take minutes
     settings, expected = remote
-    faults = Faults(slow_down=0.03, internal=0.03, denied=0.03, reset=0.03, trickle=0.005, lost_reply=0.05)
-    with FaultProxy(storage["endpoint_url"], replace(faults, stale_list=0.05)) as proxy:
+    faults = Faults(slow_down=0.03, internal=0.03, denied=0.03, reset=0.05, trickle=0.04, lost_reply=0.1)
+    with FaultProxy(storage["endpoint_url"], replace(faults, stale_list=0.3)) as proxy:
         # Without botocore's own pauses, which begin at a second.
         options = storage | {"endpoint_url": proxy.url, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
         disturbed = config("s3://bucket/pool", "s3://bucket/disturbed", "s3://bucket/disturbed-out", options)
         summary = run(disturbed)
-        assert set(proxy.injected) >= {"slow_down", "internal", "denied", "reset", "lost_reply"}, proxy.injected
+        assert set(proxy.injected) == {field.name for field in fields(Faults)} - {"seed", "only"}, proxy.injected
     assert ledger_sha256(Store("s3://bucket/disturbed", storage)) == ledger_sha256(settings.store)
     assert (summary.kept, summary.rejected, summary.uids) == (expected.kept, expected.rejected, expected.uids)
     for name in ("subset.npy", *sorted(path.partition("/out/")[2] for path in bucket.find("bucket/out/tars"))):
@@ -168,6 +171,30 @@ def session_logs() -> str:
 def test_the_record_keeps_the_endpoint(remote, bucket, storage):
     record = json.loads(bucket.cat_file("bucket/curation/run.json"))
     assert record["config"]["storage"] == {"endpoint_url": storage["endpoint_url"]}
+
+
+def test_damage_is_found_and_moved_away_and_old_leftovers_are_cleaned(remote, bucket, tmp_path):
+    settings, _ = remote
+    store = settings.store
+    before = ledger_sha256(store)
+    assert verify(store, workers=3, progress=Progress()).damage == []
+    parts = [name for name in store.find("raw.image") if name.endswith(".parquet")]
+    bucket.pipe(f"bucket/curation/{parts[0]}", b"x" * 100)
+    bucket.rm(f"bucket/curation/{parts[1]}")
+    found = verify(store, workers=3, progress=Progress())
+    assert [damage.path for damage in found.damage] == parts[:2]
+    for damage in found.damage:
+        quarantine(store, damage.path)
+    assert f"damaged/{parts[0]}" in store.find("damaged")
+    assert f"{parts[1].rpartition('/')[0]}/part.json" not in store.find("raw.image")
+    with engine(settings.resources):
+        run(settings)
+    assert verify(store, workers=3, progress=Progress()).damage == []
+    assert ledger_sha256(store) == before
+    assert find(store, unused=False) == []  # all of it younger than a day
+    delete(store, find(store, unused=False, hours=0.0))
+    assert store.find("damaged") == {}
+    assert verify(store, workers=3, progress=Progress()).damage == []
 
 
 def test_wrong_bucket(storage, ray_here):

@@ -87,7 +87,7 @@ def test_paths_become_absolute_and_nothing_else_does(tmp_path, monkeypatch):
     assert found.resolved() == found
 
 
-def test_a_run_knows_only_absolute_paths(monkeypatch):
+def test_a_run_knows_only_absolute_paths(monkeypatch, tmp_path):
     class Started(Exception):
         pass
 
@@ -95,6 +95,7 @@ def test_a_run_knows_only_absolute_paths(monkeypatch):
         raise Started(config)
 
     monkeypatch.setattr("pipeline.curate.start_run", start_run)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(Started) as started:
         curate(curation(), [], workers=1, progress=Progress())
     assert started.value.args[0] == curation().resolved() != curation()

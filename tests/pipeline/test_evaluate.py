@@ -185,6 +185,7 @@ def test_a_linear_probe_learns_the_colours(evaluated):
     found = result(results, "probe")
     assert found.value >= 0.9
     assert found.facts["l2"] > 0
+    assert found.train == {"samples": 36, "rejected": {}, "damaged": {}}
 
 
 def test_differences_are_paired(evaluated):

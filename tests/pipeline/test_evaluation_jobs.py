@@ -10,9 +10,9 @@ from pipeline.artifact import parquet_bytes
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.evaluation import jobs
 from pipeline.evaluation.jobs import ClassificationJob, Inputs, ProbeJob, RetrievalJob, read_outcomes
-from pipeline.evaluation.labels import Place, class_numbers, distinct_labels, group_numbers, numbers_among
 from pipeline.evaluation.prepare import _captions, _images
 from pipeline.evaluation.results import Result, aggregates
+from pipeline.labels.numbers import Place, class_numbers, distinct_labels, group_numbers, numbers_among
 from pipeline.storage import Store
 from tests.embedded_pools import uid_of
 
@@ -32,6 +32,19 @@ def test_any_other_label_is_refused(text):
     rule = r"label of sample k of a\.tar must be 0 to 2, or one of the 3 classes \('cat', '7', 'dog'\), got "
     with pytest.raises(InputError, match=rule):
         class_numbers(CLASSES, [text], PLACES)
+
+
+def test_a_name_that_two_classes_have_is_no_label():
+    from operators import torchvision_ops  # noqa: F401
+
+    # isort: split
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    texts = ["657", "744", '"836"', '"tench"']
+    assert class_numbers(IMAGENET_CLASSNAMES, texts, PLACES * 4) == [657, 744, 836, 0]
+    rule = r"label of sample k of a\.tar must be a number, as the list of classes has 'missile' twice"
+    with pytest.raises(InputError, match=rule):
+        class_numbers(IMAGENET_CLASSNAMES, ['"missile"'], PLACES)
 
 
 def test_labels_without_a_list_are_numbered_by_what_train_has():
@@ -73,7 +86,7 @@ def write(store, name, x_ND, present_N):
 
 
 def write_texts(store, name, x_PD):
-    np.save(store.path(name), x_PD)
+    np.savez(store.path(name), rows_PD=x_PD)
 
 
 def test_a_mean_takes_what_was_measured_as_datacomp_does():
@@ -98,10 +111,10 @@ def test_an_image_without_an_embedding_is_wrong_for_its_model(store):
     x_ND = np.array([[1, 0], [0, 1], [9, 9], [0, 0]], np.float16)
     write(store, "a.parquet", x_ND[:2], np.array([True, True]))
     write(store, "b.parquet", x_ND[2:], np.array([True, False]))
-    write_texts(store, "t.npy", np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float16))
+    write_texts(store, "t.npz", np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float16))
     sound_N = np.array([True, True, False, True])  # the third row is a reject
     job = ClassificationJob(uids(3), sound_N, np.array([0, 0, 0]), np.array([0, 1, 1]), ("x", "y"))
-    inputs = Inputs("m", ("a.parquet", "b.parquet"), "", texts=("t.npy",))
+    inputs = Inputs("m", ("a.parquet", "b.parquet"), "", texts=("t.npz",))
     outcomes = job.join([job.solve(store, inputs, piece) for piece in job.pieces])
     assert (outcomes.num_units, outcomes.not_embedded) == (3, 1)
     table = job.table(outcomes)
@@ -129,10 +142,10 @@ def test_a_retrieval_in_pieces_is_the_whole(store, monkeypatch):
     x_ND, captions_MD = (to_unit_float16(rng.standard_normal((n, 4)))[0] for n in (20, 30))
     present_N = np.arange(20) != 3
     write(store, "a.parquet", x_ND, present_N)
-    write_texts(store, "t.npy", captions_MD)
+    write_texts(store, "t.npz", captions_MD)
     image_M = np.r_[np.arange(20), rng.integers(0, 20, 10)]
     job = RetrievalJob(uids(20), np.ones(20, bool), np.arange(20), image_M)
-    inputs = Inputs("m", ("a.parquet",), "", texts=("t.npy",))
+    inputs = Inputs("m", ("a.parquet",), "", texts=("t.npz",))
 
     def outcomes():
         return job.join([job.solve(store, inputs, piece) for piece in job.pieces])

@@ -5,13 +5,13 @@ import json
 import pytest
 import yaml
 
-from operators.errors import ConfigError, InputError
+from operators.errors import ConfigError, InputError, WorkspaceError
 from pipeline.config.loader import load_config
-from pipeline.evaluation.class_lists import read_classes, read_templates
 from pipeline.evaluation.evaluate import check, expand
 from pipeline.evaluation.settings import Evaluation
 from pipeline.evaluation.suite import expand_suite
 from pipeline.evaluation.task_settings import DatacompSuite
+from pipeline.labels.lists import read_classes, read_templates
 from tests.small_pools import jpeg, write_tar
 
 CLIP = {"library": "open_clip", "name": "ViT-B-32", "weights": "random"}
@@ -80,7 +80,15 @@ def test_a_task_of_datacomps_name_has_its_metric_and_its_place_in_the_table():
     [
         ({"task": "classify"}, "tasks.0 must have a task: one of classification, retrieval, linear_probe"),
         ({**CIFAR, "templates": ["a photo"]}, "cifar10.templates.0 must hold {c} where the class goes, got 'a photo'"),
-        ({**CIFAR, "classes": ["a", "b", "a"]}, "cifar10.classes must name each class once, got 'a' twice"),
+        (
+            {**CIFAR, "name": "retrieval/flickr30k"},
+            "name must not be that of a task of retrieval in DataComp, where this is one of classification, got 'retr",
+        ),
+        ({**PROBE, "name": "misc/winogavil"}, "name must not be that of a task of association in DataComp, where this"),
+        (
+            {"task": "retrieval", "name": "cifar10", "data": CIFAR["data"]},
+            "name must not be that of a task of classification in DataComp, where this is one of retrieval, got 'cifar",
+        ),
         ({**CIFAR, "classes": []}, "cifar10.classes must "),
         ({**CIFAR, "metric": "acc_wg"}, "cifar10.metric must be used with group_field, got acc_wg without it"),
         ({**CIFAR, "metric": "acc2"}, "cifar10.metric must be one of acc1, acc5, mean_per_class_recall, F1-macro_all"),
@@ -113,6 +121,10 @@ def test_lists_of_classes_and_templates(tmp_path):
     assert read_classes(str(tmp_path / "classnames.txt")) == ("cat", "dog house")
     assert read_templates(str(tmp_path / "templates.txt")) == ("a {c}.", "{c}")
     assert read_classes(["a"]) == ("a",)
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfcat\r\ncrane\r\ncrane\x0bbird\r\n\r\n")
+    assert read_classes(str(tmp_path / "marked.txt")) == ("cat", "crane", "crane\x0bbird")
+    (tmp_path / "marked.json").write_bytes(b'\xef\xbb\xbf["crane", "crane"]')
+    assert read_classes(str(tmp_path / "marked.json")) == ("crane", "crane")
 
 
 @pytest.mark.parametrize(
@@ -121,8 +133,7 @@ def test_lists_of_classes_and_templates(tmp_path):
         ("c.json", b'{"a": 1}', "must be a JSON list of texts, got a dict"),
         ("c.json", b"[1", "must be a JSON list of texts, got Expecting"),
         ("c.json", b'["a", 3]', "must hold a text in each place, got 3 in place 2"),
-        ("c.txt", b"a\n\nb\n", "must hold a text in each place, got '' in place 2"),
-        ("c.txt", b"a\nb\na\n", "must name each class once, got 'a' twice"),
+        ("c.txt", b"a\n\nb\n", "must hold a text in each line, got '' in line 2"),
         ("c.txt", b"\n", "must hold at least one entry of classes, got none"),
         ("c.txt", b"\xff\xfe", "must be UTF-8 text, got "),
         ("c.txt", None, "must exist, got no such file"),
@@ -134,6 +145,14 @@ def test_a_wrong_list_is_named(tmp_path, name, content, message):
     with pytest.raises(InputError) as caught:
         read_classes(str(tmp_path / name))
     assert f"{tmp_path / name} {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["{folder}", "nope://a/c.txt"])
+def test_a_list_that_cannot_be_read_is_named(tmp_path, url):
+    with pytest.raises(InputError, match=r"(nope://a/c\.txt|test_a_list.*) must be a readable file, got \w+Error: "):
+        read_classes(url.format(folder=tmp_path))
+    with pytest.raises(InputError, match=r"captions\.classes must hold a text in each place, got ' ' in place 2"):
+        read_classes(["a", " "], key="captions.classes")
 
 
 def test_templates_in_a_file_need_a_place_for_the_class(tmp_path):
@@ -210,6 +229,10 @@ def test_what_is_not_there_is_found_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "images" / "cat").mkdir(parents=True)
     (tmp_path / "images" / "cat" / "1.jpg").write_bytes(jpeg(1))
     check(parse(CIFAR))
+    (tmp_path / "w" / "summary.json").write_text('{"steps": [], "kept": 3}')
+    with pytest.raises(WorkspaceError, match=r"^workspace must be of evaluations only, .*, got that of another kind"):
+        check(parse(CIFAR))
+    (tmp_path / "w" / "summary.json").write_text('{"steps": [], "results": [], "aggregates": {}}')
     with pytest.raises(InputError, match=r"names\.json must exist"):
         check(parse({**PROBE, "classes": str(tmp_path / "names.json")}))
     assert json.loads(json.dumps(parse(CIFAR).model_dump(mode="json")))["tasks"][0]["name"] == "cifar10"

@@ -1,5 +1,6 @@
 """Filters that are trained inside a run, without Ray: their settings, files and draws, and their networks."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
+from safetensors.numpy import save
 
 from operators.errors import ConfigError, InputError, ModelError
 from operators.filters.binary import LinearClassifier
@@ -16,10 +18,12 @@ from pipeline.config.loader import load_config
 from pipeline.curate import check
 from pipeline.curation import Curation
 from pipeline.filters.drawing import Drawn
-from pipeline.filters.files import filter_bytes, parse_filter, read_filter
-from pipeline.filters.pairs import Pairs, join_pairs
+from pipeline.filters.files import FORMAT, filter_bytes, parse_filter, read_filter
+from pipeline.filters.memory import check_room
+from pipeline.filters.pairs import PairReader, Pairs, join_pairs
+from pipeline.filters.training import Effort, Wanted, train
 from pipeline.steps.binary_embeddings import score_rows
-from pipeline.steps.binary_images import count_shared
+from pipeline.steps.binary_images import count_shared, load_classifier
 from pipeline.steps.diversity import DiversitySettings, count_clusters, describe
 from pipeline.steps.registry import BinaryEmbeddings, BinaryImages, Filter, MaskedAutoencoder
 from pipeline.storage import Store
@@ -60,6 +64,24 @@ class TestSettings:
         )
         with pytest.raises(ConfigError, match=r"patch must divide image_size \(32\), got 5 \(.*a\.yaml:6\)"):
             load_config(str(path), Curation)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"image_size": 8, "patch": 8}, r"must be smaller than image_size \(8\), got 8"),
+            ({"image_size": 8, "patch": 4, "mask_ratio": 0.9}, "must leave one of the 4 patches to be seen, got 0.9"),
+        ],
+    )
+    def test_a_mask_must_leave_something_to_be_seen(self, changes, message):
+        with pytest.raises(ValidationError, match=message):
+            MaskedAutoencoder(step="masked_autoencoder", trusted=SOURCE, **changes)
+
+    def test_the_size_of_images_is_tried_before_any_work(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(b"any")
+        source = {"format": "images", "path": str(tmp_path)}
+        step = BinaryImages(step="binary_images", trusted=source, model="test_vit", image_size=17)
+        with pytest.raises(ModelError, match=r"^binary_images: model must be one that takes images of 17 x 17 pixels"):
+            step.check()
 
     def test_a_trusted_set_of_another_modality_is_refused(self):
         source = {"format": "datacomp", "path": "trusted"}
@@ -108,6 +130,43 @@ class TestFiles:
         assert (found.settings, found.training) == ({"image_size": 8}, {"loss": 0.5})
         other = filter_bytes("binary_images", tensors, {"image_size": 9}, {"loss": 0.5})
         assert parse_filter(other, "a", "binary_images").digest != found.digest
+        assert parse_filter(data, "a").kind == "binary_images"
+
+    def test_a_flipped_bit_is_noticed_wherever_it_is(self):
+        data = filter_bytes("binary_images", {"b": np.arange(3.0)}, {"image_size": 8}, {"loss": 0.5})
+        for place in range(len(data)):
+            broken = bytearray(data)
+            broken[place] ^= 1
+            with contextlib.suppress(InputError):
+                found = parse_filter(bytes(broken), "a", "binary_images")
+                # Only what is no part of it: the padding of the header, or the name of another entry.
+                assert (found.settings, found.training, dict(found.tensors)["b"].tolist()) == (
+                    {"image_size": 8},
+                    {"loss": 0.5},
+                    [0.0, 1.0, 2.0],
+                )
+
+    @pytest.mark.parametrize(
+        "facts",
+        [[], {}, {"format": FORMAT}, {"format": FORMAT, "kind": "binary_images", "settings": 1, "training": {}}],
+    )
+    def test_odd_facts(self, facts):
+        data = save({"weights": np.zeros(1)}, {"winnow_filter": json.dumps(facts)})
+        with pytest.raises(InputError, match="a must be a trained filter of kind binary_images, "):
+            parse_filter(data, "a", "binary_images")
+
+    def test_one_that_does_not_say_how_to_use_it(self, tmp_path):
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(filter_bytes("binary_images", {"weights": np.zeros(1)}, {"model": "resnet34"}, {}))
+        rule = r"kind binary_images, whose settings tell image_size, got model"
+        with pytest.raises(InputError, match=rule):
+            BinaryImages(step="binary_images", trained=str(path)).check()
+
+    def test_weights_of_another_network_are_refused(self):
+        settings = {"model": "test_resnet", "image_size": 16}
+        other = parse_filter(filter_bytes("binary_images", {"a": np.zeros(1)}, settings, {}), "a", "binary_images")
+        with pytest.raises(ModelError, match=r"weights must be those of the network test_resnet of a, got "):
+            load_classifier(other)
 
     @pytest.mark.parametrize("data", [b"", b"\x02\x00\x00\x00\x00\x00\x00\x00{}", b"\xff" * 64])
     def test_what_is_none(self, data):
@@ -152,7 +211,8 @@ class TestThresholds:
 
     def test_of_a_trained_filter_it_is_known_before_any_work(self, tmp_path):
         file = tmp_path / "filter.safetensors"
-        file.write_bytes(filter_bytes("binary_images", {"fc.weight": np.zeros(1)}, {}, {}))
+        settings = {"model": "test_resnet", "image_size": 16}
+        file.write_bytes(filter_bytes("binary_images", {"fc.weight": np.zeros(1)}, settings, {}))
         score = {"trained": str(file)}
         own = BinaryImages(step="binary_images", **score).scored_by({})
         check(self.config(tmp_path, score, own))
@@ -203,6 +263,18 @@ class TestRows:
         assert first.captions == second.captions
         assert np.array_equal(first.pixels_NHWC, second.pixels_NHWC)
         assert first.captions[3] == whole.captions[whole.high_N.tolist().index(3)]
+
+    def test_more_than_a_node_can_hold_is_refused_for_all_sets_together(self, monkeypatch):
+        reader = PairReader(None, None, 256)
+        sets = [Wanted(None, reader, Drawn(0, "any", len, count)) for count in (30_000, 20_000)]
+        monkeypatch.setattr("pipeline.filters.memory.most_memory", lambda: 10 * 2**30)
+        rule = r"mine must learn from at most 5\.0 GiB in all \(half the memory of the largest node\), got 9\.2 GiB: "
+        with pytest.raises(InputError, match=rule + r"50,000 images of 256 x 256 pixels; lower image_size"):
+            train(None, "mine", None, sets, Effort(1, 1, 1))
+        monkeypatch.setattr("pipeline.filters.memory.most_memory", lambda: 0)
+        check_room("mine", 31 * 2**30, "rows", "")
+        with pytest.raises(InputError, match=r"at most 32\.0 GiB in all \(whatever the machine\), got 33\.0 GiB: rows"):
+            check_room("mine", 33 * 2**30, "rows", "")
 
     def test_images_in_both_sets_are_counted(self):
         trusted, pool = pairs(5, 0), pairs(9, 1)
@@ -279,7 +351,8 @@ class TestDiversity:
     def test_in_words(self):
         numbers = {"samples": 8, "entropy": 0.7, "effective": 2.0, "largest_share": 0.5}
         found = {"model": "raw", "clusters": 4, "before": numbers, "after": numbers | {"effective": 1.0}}
+        found["at_random"] = numbers | {"effective": 1.5}
         assert describe(found) == (
             "Of 4 clusters of raw embeddings, what came in was as diverse as 2.0 of equal size, and what was kept as "
-            "1.0; the largest cluster held 50.0% and then 50.0%."
+            "1.0, where as many at random would be as 1.5; the largest cluster held 50.0% and then 50.0%."
         )

@@ -118,6 +118,12 @@ class TestEmbeddings:
         with pytest.raises(InputError, match=rule):
             step.run(run)
 
+    def test_more_rows_than_a_task_can_hold_are_refused(self, made, monkeypatch):
+        monkeypatch.setattr("pipeline.filters.memory.most_memory", lambda: 4096)
+        rule = r"^binary_embeddings\.training must learn from at most 0\.0 GiB .*: 3 times 160 rows of .*; lower negat"
+        with pytest.raises(InputError, match=rule):
+            BinaryEmbeddings(step="binary_embeddings", model="raw", trusted=[SOURCE]).run(made("one"))
+
 
 def inside(theirs: Run, ours: Run, folder: str) -> Run:
     """A run whose artifacts lie in a folder of another's workspace."""
@@ -218,11 +224,11 @@ def test_a_filter_that_narrows_the_pool_is_warned_of(curated):
     store = settings.store
     (manifest,) = [name for name in store.find("filter") if "/manifest-" in name]
     info = store.read_json(manifest)["info"]
-    before, after = info["diversity"]["before"], info["diversity"]["after"]
-    assert (before["samples"], after["samples"]) == (120, 30)
-    assert after["effective"] < before["effective"]
+    before, drawn, after = (info["diversity"][name] for name in ("before", "at_random", "after"))
+    assert (before["samples"], drawn["samples"], after["samples"]) == (120, 30, 30)
+    assert after["effective"] < drawn["effective"] < before["effective"]
     (warning,) = info["warnings"]
-    assert warning.startswith("filter: what it kept is far less diverse than what came in")
+    assert warning.startswith("filter: what it kept is far less diverse than as many samples at random")
     assert list(summary.warnings) == [warning]
     assert json.loads(store.read("summary.json"))["warnings"] == [warning]
     report = store.read("report.html").decode()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from operators.errors import WorkspaceError
-from pipeline import lease
-from pipeline.lease import FOLDER, Holder, claim_on
+from pipeline import claim, lease
+from pipeline.claim import FOLDER, Holder, holder_of
+from pipeline.lease import claim_on
 from pipeline.machine import Process, this_process
 from pipeline.storage import Store
 
@@ -46,16 +47,18 @@ def at_once(monkeypatch):
     def refuse(seconds):
         raise AssertionError(f"waited {seconds} s")
 
-    monkeypatch.setattr(lease.time, "sleep", refuse)
+    monkeypatch.setattr(claim.time, "sleep", refuse)
 
 
 def no_locks(*args):
     raise OSError(errno.ENOSYS, "no locks here")
 
 
-def take(store: Store, generation: int, process: Process = ELSEWHERE, renew_seconds: float = 0.05) -> Holder:
+def take(
+    store: Store, generation: int, process: Process = ELSEWHERE, renew_seconds: float = 0.05, missed: int = 3
+) -> Holder:
     """Takes a lease as another run would."""
-    holder = Holder(f"attempt {generation}", process, "2025-06-01 12:00:00 UTC", renew_seconds, 3)
+    holder = Holder(f"attempt {generation}", process, "2025-06-01 12:00:00 UTC", renew_seconds, missed)
     assert store.publish_json(f"{FOLDER}/{generation:09d}.json", asdict(holder))
     return holder
 
@@ -138,7 +141,7 @@ def test_a_holder_elsewhere_that_is_silent_is_replaced(shared):
 
 
 def test_a_holder_elsewhere_that_renews_is_not(shared):
-    take(shared, 1, renew_seconds=0.2)
+    take(shared, 1, missed=10_000)
     done = threading.Event()
 
     def renew():
@@ -162,13 +165,13 @@ def test_a_holder_that_releases_while_it_is_watched(shared):
     threading.Timer(0.1, shared.remove, (f"{FOLDER}/000000001.json",)).start()
     lease_sleep = time.sleep
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease.time, "sleep", lambda seconds: lease_sleep(0.02))
+        patch.setattr(claim.time, "sleep", lambda seconds: lease_sleep(0.02))
         with shared.locked():
             assert claim_on(shared.url).generation == 1
 
 
 def test_a_lease_is_renewed(shared, monkeypatch):
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
     beats = set()
     with shared.locked():
         while len(beats) < 3:
@@ -177,13 +180,20 @@ def test_a_lease_is_renewed(shared, monkeypatch):
     assert files(shared) == []
 
 
+def test_it_is_known_who_has_it(shared):
+    assert holder_of(shared) is None
+    take(shared, 1)
+    second = take(shared, 2)
+    assert holder_of(shared) == second
+
+
 def test_who_was_replaced_finds_out_before_it_replaces_or_removes_anything(shared):
     shared.replace("summary.json", b"before")
     with shared.locked():
         shared.replace("summary.json", b"mine")
-        claim = claim_on(shared.url)
+        mine = claim_on(shared.url)
         take(shared, 2)
-        for call in (lambda: shared.replace("summary.json", b"late"), lambda: shared.remove("ledger"), claim.check):
+        for call in (lambda: shared.replace("summary.json", b"late"), lambda: shared.remove("ledger"), mine.check):
             with pytest.raises(WorkspaceError) as caught:
                 call()
         assert str(caught.value) == (
@@ -206,10 +216,16 @@ def test_who_was_replaced_by_others_who_are_done_finds_out_too(shared):
     assert files(shared) == ["000000001.json"], "what is another's stays"
 
 
-def test_who_was_replaced_is_stopped_where_it_is(shared, monkeypatch):
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
-    with pytest.raises(WorkspaceError, match=r"got replaced: .* far-away \(process 7\) took it over"):
-        work_on(shared)
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_who_was_replaced_is_stopped_where_it_is(shared, monkeypatch, handler):
+    monkeypatch.setattr(claim, "RENEW_SECONDS", 0.05)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(WorkspaceError, match=r"got replaced: .* far-away \(process 7\) took it over"):
+            work_on(shared)
+        assert signal.getsignal(signal.SIGINT) == handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def work_on(store: Store) -> None:
@@ -229,7 +245,7 @@ def test_a_listing_that_is_old_is_not_believed(shared, monkeypatch):
     take(shared, 1)
     take(shared, 2)
     monkeypatch.setattr(Store, "find", lambda self, folder: {})
-    assert lease.latest(shared) == 2
+    assert claim.latest(shared) == 2
 
 
 def test_a_store_that_overwrites_is_refused(memory, monkeypatch):
@@ -263,7 +279,7 @@ def test_of_many_processes_one_holds_it_at_a_time(store):
 
 def hold_briefly(store: Store, number: int) -> bool:
     lease.fcntl.flock = no_locks
-    lease.RENEW_SECONDS = 0.2
+    claim.RENEW_SECONDS, claim.MISSED_RENEWALS = 0.2, 10_000  # however slow the machine, nobody is taken for dead
     try:
         with store.locked():
             turn = len(list(Path(store.path()).glob("turn-*"))) + 1

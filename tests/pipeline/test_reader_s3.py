@@ -1,5 +1,4 @@
 import io
-import logging
 import tarfile
 
 import numpy as np
@@ -7,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from operators.errors import InputError
 from operators.rejects import Damage, Reason
@@ -21,14 +19,8 @@ JPG = b"\xff\xd8\xffjpeg"
 
 
 @pytest.fixture(scope="module")
-def storage():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield {"endpoint_url": f"http://{host}:{port}", "key": "k", "secret": "s"}
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+def storage(s3_server):
+    return {"endpoint_url": s3_server, "key": "k", "secret": "s"}
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,10 @@ from typing import get_args
 import pytest
 
 from pipeline.evaluation.evaluate import OUTCOMES_VERSION
-from pipeline.evaluation.fields import FIELDS_VERSION
 from pipeline.evaluation.texts import TEXTS_VERSION
+from pipeline.labels.fields import FIELDS_VERSION
 from pipeline.steps.clusters import CLUSTERS_VERSION
+from pipeline.steps.diversity import DIVERSITY_VERSION
 from pipeline.steps.registry import AnyStep
 from pipeline.steps.unique_uid import UniqueUid
 from pipeline.stream.work import EMBEDDING_VERSION, SAMPLES_VERSION
@@ -45,7 +46,7 @@ PRUNE = [f"pipeline.steps.prune.{path.stem}" for path in sorted((ROOT / "pipelin
 READERS = [f"pipeline.readers.{path.stem}" for path in sorted((ROOT / "pipeline/readers").glob("[!_]*.py"))]
 MODELS = [f"pipeline.models.{path.stem}" for path in sorted((ROOT / "pipeline/models").glob("[!_]*.py"))]
 KMEANS = [f"pipeline.{name}" for name in ("kmeans", "kmeans_worker", "kmeans_keys", "first_centroids", "clustering")]
-OUTCOMES = [f"pipeline.evaluation.{name}" for name in ("jobs", "labels", "prepare", "sets")]
+OUTCOMES = [*(f"pipeline.evaluation.{name}" for name in ("jobs", "prepare", "sets")), "pipeline.labels.numbers"]
 
 BESIDE = {
     "exact_dedup": ["pipeline.uniqueness"],
@@ -60,8 +61,9 @@ STEPS: dict[str, tuple[int, list[str]]] = {
 }
 STEPS |= {
     "clusters": (CLUSTERS_VERSION, ["pipeline.steps.clusters", *KMEANS]),
+    "diversity": (DIVERSITY_VERSION, ["pipeline.steps.diversity"]),
     "embedding": (EMBEDDING_VERSION, ["pipeline.stream.chunks", "pipeline.stream.encode", *MODELS]),
-    "evaluation.fields": (FIELDS_VERSION, ["pipeline.evaluation.fields", *READERS]),
+    "evaluation.fields": (FIELDS_VERSION, ["pipeline.labels.fields", *READERS]),
     "evaluation.outcomes": (OUTCOMES_VERSION, OUTCOMES),
     "evaluation.texts": (TEXTS_VERSION, ["pipeline.evaluation.texts", *MODELS]),
     "samples": (SAMPLES_VERSION, ["pipeline.stream.chunks", *READERS]),

@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,23 @@ def test_finding_and_removing(store):
     store.remove("a")
     assert store.find("") == {"b": 1}
     assert not store.exists("a/2")
+
+
+def test_what_a_folder_holds_and_moving_it(store, memory, tmp_path):
+    for place in (store, memory):
+        assert place.names("a") == []
+        for name in ("a/2", "a/1/3", "b"):
+            place.replace(name, name.encode())
+        assert (place.names("a"), place.names("")) == (["1", "2"], ["a", "b"])
+        assert (place.size("a/1/3"), abs(place.modified("b") - time.time()) < 3600) == (5, True)
+        place.move("a/2", "away/a/2")
+        place.move("b", "away/a/2")
+        assert place.find("") == {"a/1/3": 5, "away/a/2": 1}
+        (tmp_path / "scratch").write_bytes(b"new")
+        place.replace_file(tmp_path / "scratch", "a/1/3")
+        assert place.read("a/1/3") == b"new"
+        with pytest.raises(FileNotFoundError):
+            place.size("b")
 
 
 def test_the_root_is_writable_or_not(store, tmp_path):

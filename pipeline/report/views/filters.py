@@ -14,7 +14,7 @@ from pipeline.report.scan import Column, Frame, Observation
 from pipeline.report.views.base import Seen
 from pipeline.report.views.verdicts import Verdicts, step_facts
 from pipeline.run import Run
-from pipeline.steps.diversity import describe
+from pipeline.steps.diversity import describe, stages
 
 _DIVERSITY = (
     Heading("samples", numeric=False),
@@ -92,16 +92,16 @@ def make_filter(run: Run, step: Any) -> Filtered:
 
 
 def _diversity_table(found: Mapping[str, Any]) -> Table:
-    """What came in next to what was kept."""
+    """What came in, and as many as were kept at random, next to what was kept."""
     rows = tuple(
         (
             Cell(name, name),
-            Cell(number(found[key]["samples"]), found[key]["samples"]),
-            Cell(f"{found[key]['effective']:,.1f}", found[key]["effective"]),
-            Cell(f"{found[key]['entropy']:.3f}", found[key]["entropy"]),
-            Cell(f"{found[key]['largest_share']:.1%}", found[key]["largest_share"]),
+            Cell(number(stage.samples), stage.samples),
+            Cell(f"{stage.effective:,.1f}", stage.effective),
+            Cell(f"{stage.entropy:.3f}", stage.entropy),
+            Cell(f"{stage.largest_share:.1%}", stage.largest_share),
         )
-        for name, key in (("came in", "before"), ("kept", "after"))
+        for name, stage in zip(("came in", "as many at random", "kept"), stages(found), strict=True)
     )
     return Table(f"Diversity by {number(found['clusters'])} clusters", _DIVERSITY, rows)
 

@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from operators.density import inter_distances, intra_distances
 from operators.errors import UserError
 from operators.quotas import solve_quotas
-from pipeline.artifact import Artifact, parquet_bytes
+from pipeline.artifact import Artifact, parquet_bytes, publish_beside
 from pipeline.run import Plan, Read, Run, Verdicts
 from pipeline.steps.base import refuse_ignored
 from pipeline.steps.clustered import Clustered
@@ -86,7 +86,7 @@ class ByCluster(Prune, Clustered):
             return published
         table = self.quotas(fit_of(run.store, assigned.info), self.rows_to_keep(run))
         path = f"{plan.folder}/clusters.parquet"
-        run.store.publish(path, parquet_bytes(table))
+        publish_beside(run.store, path, parquet_bytes(table))
         judge = self._judge(plan, table["quota"].to_numpy())
         info = {"clusters": path, "fit": assigned.info["fit"], "inertia": assigned.info["inertia"]}
         return plan.map_verdicts(judge, info=info)

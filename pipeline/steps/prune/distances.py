@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 
 from operators.errors import InputError
 from operators.prototypes import cosine_distance, margins, mean_prototypes
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, publish_beside
 from pipeline.clustering import KMeansSettings
 from pipeline.columns import embeddings, present, scatter
+from pipeline.integrity import read_arrays
 from pipeline.pool import Source
 from pipeline.references import embed_reference, reference_facts
 from pipeline.run import Modality, Plan, Read, Run
@@ -104,7 +105,7 @@ def measure(run: Run, what: Measure, target: Source | None) -> Artifact:
         return published
     path = f"{plan.folder}/prototypes.npz"
     if not run.store.exists(path):  # a run that was stopped while it measured rows has left it
-        run.store.publish(path, _npz(_find(plan, what, fit, home if target else None)))
+        publish_beside(run.store, path, _npz(_find(plan, what, fit, home if target else None)))
     check_enough(read_prototypes(run.store, path), what)
     assign = partial(assign_rows, run.store, fit.info["fit"], run.threads) if fit and target else None
     info = {"prototypes": path, "reference": reference_facts(home) if target else None}
@@ -186,8 +187,8 @@ def find_lacks(label: str | None, classes: Sequence[str], table: pa.Table) -> tu
 @functools.lru_cache(maxsize=2)
 def read_prototypes(store: Store, path: str) -> Prototypes:
     """Published prototypes; each worker reads them once."""
-    with np.load(io.BytesIO(store.read(path)), allow_pickle=False) as arrays:
-        return Prototypes(arrays["vectors_PD"], tuple(json.loads(str(arrays["classes"]))))
+    arrays = read_arrays(store, path)
+    return Prototypes(arrays["vectors_PD"], tuple(json.loads(str(arrays["classes"]))))
 
 
 def _npz(prototypes: Prototypes) -> bytes:

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from operators.errors import InputError
 from operators.prototypes import num_above_quantile
 from operators.quotas import solve_quotas
-from pipeline.artifact import Artifact, parquet_bytes
+from pipeline.artifact import Artifact, parquet_bytes, publish_beside
 from pipeline.clustering import KMeansOptions
 from pipeline.config.problems import KeyProblem
 from pipeline.fold import fold
@@ -145,7 +145,7 @@ class PrototypePrune(Prune, Clustered):
         cutoffs = plan_cutoffs(plan, ranking.keys, quota_G)
         count = partial(count_prototypes, ranking, cutoffs, len(prototypes.vectors_PD))
         path = f"{plan.folder}/prototypes.parquet"
-        run.store.publish(path, parquet_bytes(self._table(prototypes, fold(plan, count, np.add))))
+        publish_beside(run.store, path, parquet_bytes(self._table(prototypes, fold(plan, count, np.add))))
         info = {"prototypes": path, "reference": measured.info.get("reference")}
         return plan.map_verdicts(Judge(ranking, cutoffs, quota_G, self._details(prototypes)), info=info)
 

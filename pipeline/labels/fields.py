@@ -1,15 +1,15 @@
 """What a task wants to know of each sample besides its image: its class, its group.
 
-Such a field is a sample's metadata (a column of a table, a key of its JSON member, the label of a folder or of an IDX
-file), or for webdataset shards, whose members hold nothing else, `cls` and `npy`: the whole number in the member `.cls`
-and the first number in the array `.npy`. Members take a pass over the shards, whose outcome is kept beside the samples:
+Such a field is a sample's metadata: a column of a table, a key of its JSON member, the label of a folder or of an IDX
+file. In webdataset shards `cls` and `npy` are the whole number in the member `.cls` and the first number in the array
+`.npy`, of a sample that has such a member. Members take a pass over the shards; an evaluation keeps what came of it:
 
     fields/<hash>/<part id>/...     one row for each sample: a column of JSON for each field, null where there is none
 """
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from pipeline.run import Run
 from pipeline.spread import spread
 from pipeline.storage import Store, digest
 
-FIELDS_VERSION = 1
+FIELDS_VERSION = 2
 
 MEMBER_FIELDS = ("cls", "npy")
 
@@ -65,11 +65,10 @@ def read_fields(run: Run, fields: Sequence[str]) -> tuple[pa.Table, str]:
 
 
 def _publish(store: Store, pool: Pool, folder: str, fields: Sequence[str], work: _Work) -> Part:
-    is_tar = pool.sources[work.shard.source].format == "webdataset"
-    members = [field for field in fields if is_tar and field in MEMBER_FIELDS]
-    columns = _metadata(store, work.samples, [field for field in fields if field not in members])
-    if members:
-        columns |= _members(pool, work, members)
+    columns = _metadata(store, work.samples, fields)
+    for field, values in read_members(pool, work.shard, fields, range(work.samples.rows)).items():
+        for row, value in values.items():
+            columns[field][row] = _json(value)
     schema = pa.schema([(field, pa.string()) for field in fields])
     draft = Part(work.shard.name, work.id, "", 0, 0, "")
     return publish_part(store, folder, draft, [pa.table({name: columns[name] for name in fields}, schema)], schema)
@@ -81,19 +80,31 @@ def _metadata(store: Store, samples: Part, fields: Sequence[str]) -> dict[str, l
     return {field: [_json(record.get(field)) for record in records] for field in fields}
 
 
-def _members(pool: Pool, work: _Work, fields: Sequence[str]) -> dict[str, list[str | None]]:
-    columns: dict[str, list[str | None]] = {field: [None] * work.samples.rows for field in fields}
-    for sample in read_shard(pool, work.shard, members=True):
-        if isinstance(sample, RawSample) and sample.reason is None and sample.row < work.samples.rows:
-            for field in fields:
-                columns[field][sample.row] = _json(_parse(sample, field, work.shard))
-    return columns
+def read_members(
+    pool: Pool, shard: Shard, fields: Sequence[str], rows: Collection[int]
+) -> dict[str, dict[int, int | str]]:
+    """What the members of a shard say of some of its rows: by field and row, nothing where there is no such member.
+
+    Args:
+        pool: limits and sources.
+        shard: of the pool.
+        fields: of which `cls` and `npy` of a webdataset are members; of others there is nothing.
+        rows: of the samples that are asked for.
+
+    Raises:
+        InputError: a `.npy` is no array of numbers.
+    """
+    is_tar = pool.sources[shard.source].format == "webdataset"
+    found: dict[str, dict[int, int | str]] = {field: {} for field in fields if is_tar and field in MEMBER_FIELDS}
+    for sample in read_shard(pool, shard, rows=rows, members=True) if found else ():
+        if isinstance(sample, RawSample) and sample.reason is None:
+            for field in found.keys() & sample.members.keys():
+                found[field][sample.row] = _parse(sample, field, shard)
+    return found
 
 
-def _parse(sample: RawSample, field: str, shard: Shard) -> int | str | None:
-    data = sample.members.get(field)
-    if data is None:
-        return None
+def _parse(sample: RawSample, field: str, shard: Shard) -> int | str:
+    data = sample.members[field]
     if field == "cls":
         text = data.decode("utf-8", "replace").strip()
         return int(text) if text.isdecimal() else text

@@ -1,0 +1,87 @@
+"""What the latest run of a curation does not refer to: artifacts of other configs, of shards that are gone.
+
+In use is what `run.json` names; what that was made from, as manifests say, reference sets and trained filters included;
+and every part and file that these manifests list. Nobody else's are looked at: trainings, evaluations, data sets.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from operators.errors import WorkspaceError
+from pipeline.artifact import Artifact, named_files, read_manifest
+from pipeline.clean.leftovers import Leftover
+from pipeline.contents import MANIFEST, artifact_folders
+from pipeline.integrity import read_sealed
+from pipeline.record import RECORD, read_record
+from pipeline.storage import Store
+
+_OTHERS = ("comparison.json", "eval_results.jsonl", "metrics.jsonl")
+"""Records of jobs that refer to artifacts without saying which."""
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+
+
+def find_unused(store: Store) -> list[Leftover]:
+    """The files of artifacts that the latest run does not use, folder by folder.
+
+    Raises:
+        WorkspaceError: it cannot be known what is in use.
+    """
+    top = store.names("")
+    if RECORD not in top:
+        return []
+    if others := [name for name in _OTHERS if name in top]:
+        raise WorkspaceError(
+            f"{store.url} must hold nothing but a curation for --unused, got {others[0]}: its job uses artifacts, too"
+        )
+    folders = artifact_folders(store)
+    manifests = {
+        f"{folder}/{name}": read_manifest(store, folder, f"{folder}/{name}")
+        for folder in folders
+        for name in store.names(folder)
+        if MANIFEST.fullmatch(name)
+    }
+    used = _in_use(store, manifests)
+    return [
+        Leftover("not used by the latest run", folder, _unused_files(store, folder, manifests, used))
+        for folder in folders
+    ]
+
+
+def _in_use(store: Store, manifests: Mapping[str, Artifact]) -> set[str]:
+    """The manifests that the recorded run names, and those that they were made from, directly or not."""
+    record = read_record(store)
+    by_digest = {artifact.digest: name for name, artifact in manifests.items()}
+    waiting = [place["manifest"] for part in ("artifacts", "clusters") for place in record[part].values()]
+    used: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in used:
+            continue
+        used.add(name)
+        written: dict[str, Any] = read_sealed(store, name)
+        if "reads" not in written:
+            raise WorkspaceError(
+                f"{store.url} must be of a version that records what was made from what for --unused, got {name}"
+            )
+        mentioned = _DIGEST.findall(str(written["settings"]))
+        waiting += [*written["reads"], *(by_digest[digest] for digest in mentioned if digest in by_digest)]
+    return used
+
+
+def _unused_files(store: Store, folder: str, manifests: Mapping[str, Artifact], used: set[str]) -> dict[str, int]:
+    kept: set[str] = set()
+    homes: set[str] = set()
+    for name in used:
+        artifact = manifests[name]
+        kept |= {path for path in (name, *named_files(artifact.info)) if path.startswith(f"{folder}/")}
+        if artifact.folder == folder:
+            homes |= {part.path.rpartition("/")[0] for part in artifact.parts}
+    beside = {name for name in used if manifests[name].folder == folder}
+    return {
+        path: size
+        for path, size in store.find(folder).items()
+        if path not in kept
+        and path.rpartition("/")[0] not in homes
+        and not (beside and path.count("/") == 2 and not MANIFEST.fullmatch(path.rpartition("/")[2]))
+    }
