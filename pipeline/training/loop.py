@@ -25,6 +25,7 @@ from operators.training.schedules import learning_rate
 from operators.uids import join_uids
 from pipeline.failures import winnow_error
 from pipeline.storage import Store
+from pipeline.training import freed_memory
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import (
     find_checkpoints,
@@ -110,7 +111,8 @@ def _attempt(job: Job, device: torch.device) -> None:
     if ray.get(job.monitor.failure.remote()) is not None:
         return
     try:
-        _Worker(job, device).run()
+        with freed_memory.kept():
+            _Worker(job, device).run()
     except Exception as error:
         if (ours := explain(error, job.config)) is not None:
             ray.get(job.monitor.fail.remote(ours))
