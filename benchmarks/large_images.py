@@ -7,12 +7,14 @@ pool is read, hashed, embedded and pruned. The figures to hold are in `docs/reli
 """
 
 import argparse
+import contextlib
 import io
 import os
 import tarfile
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,7 @@ def main() -> None:
         bytes_ = sum(path.stat().st_size for path in (folder / "pool").iterdir())
         with Watch() as watch:
             summary = run_curation(curation(folder, options.workers))
-    print(f"{summary.samples} images of {WIDTH} x {HEIGHT}, {bytes_ / 1e6:.0f} MB in tars, {summary.kept} kept")
+    print(f"{options.images} images of {WIDTH} x {HEIGHT}, {bytes_ / 1e6:.0f} MB in tars, {summary.kept} kept")
     print(f"spilled: {watch.spilled / 1e6:.0f} MB of an object store of {STORE_BYTES / 1e6:.0f} MB")
     for kind, peak in sorted(watch.peaks.items(), key=lambda item: -item[1]):
         print(f"{kind:<40} peak {peak / 1e6:7.0f} MB")
@@ -79,8 +81,17 @@ def curation(folder: Path, workers: int) -> Curation:
     )
 
 
+def processes(pid: int) -> Iterator[Path]:
+    """The folder in /proc of a process, and of all that it has started, directly or not."""
+    yield Path(f"/proc/{pid}")
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread has ended
+            for child in path.read_text().split():
+                yield from processes(int(child))
+
+
 class Watch:
-    """Looks at every process of this machine that Ray started, and at what Ray has spilled, until it is left.
+    """Looks at every process of this run, and at what Ray has spilled, until it is left.
 
     Attributes:
         peaks: kind of process -> most resident bytes of any one, shared memory not counted.
@@ -104,17 +115,15 @@ class Watch:
     def _look(self) -> None:
         looked = 0.0
         while not self._stop.wait(_POLL_SECONDS):
-            for path in Path("/proc").glob("[0-9]*"):
+            for path in processes(os.getpid()):
                 try:
                     title = (path / "cmdline").read_bytes().split(b"\0")[0].decode()
                     fields = dict(line.split(":", 1) for line in (path / "status").read_text().splitlines())
-                except (OSError, ValueError):
-                    continue
-                if path.name == str(os.getpid()):
-                    title = "driver"
-                if title.startswith("ray::") or title == "driver":
                     own = sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
-                    self.peaks[title] = max(self.peaks.get(title, 0), own)
+                except (OSError, ValueError, KeyError):  # it has ended
+                    continue
+                kind = "driver" if path.name == str(os.getpid()) else Path(title).name.partition(".")[0]
+                self.peaks[kind] = max(self.peaks.get(kind, 0), own)
             if ray.is_initialized() and time.monotonic() - looked > 1:
                 looked = time.monotonic()
                 try:
