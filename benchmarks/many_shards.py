@@ -60,7 +60,7 @@ def measure(what: str, folder: Path, workers: int) -> None:
     """Does one thing and prints what the driver needed."""
     config = curation(folder, workers)
     started = time.monotonic()
-    shards = dry_run(config).shards if what == "plan" else run_curation(config).shards
+    shards = dry_run(config).shards if what == "plan" else run_curation(config).samples_seen
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"RESULT {shards:>9,} shards  {seconds:8.1f} s  driver peak {peak:6.0f} MB", flush=True)
