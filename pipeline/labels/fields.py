@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import InputError
-from pipeline.artifact import Part, find_part, publish_part, read_columns
+from pipeline.artifact import find_part, publish_part, read_columns
+from pipeline.parts import Part
 from pipeline.pool import Pool, Shard
 from pipeline.readers import RawSample, read_shard
 from pipeline.run import Run
