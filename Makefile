@@ -40,8 +40,9 @@ check: lint  ## lint and the fast tests, in under a minute
 test: setup lint  ## all of continuous integration
 	$(BIN)/pytest -m 'not long'
 
-faults: setup  ## the tests that take minutes: nodes, workers and drivers killed in the middle of long runs
+faults: setup  ## the tests that take minutes, and twenty schedules of faults over every kind of step: hours
 	$(BIN)/pytest -m long
+	$(BIN)/python -m tests.faults.schedules
 
 fuzz: $(INSTALLED)  ## twenty thousand bad shards: nothing crashes, hangs, is lost or counted twice
 	$(BIN)/python -m tests.faults.fuzz

@@ -19,6 +19,15 @@ Filtering by a network trained on trusted pairs:
     network.train({"format": "webdataset", "path": "trusted/*.tar"})
     kept = network.filter({"format": "webdataset", "path": "pool/*.tar"}, keep_fraction=0.15)
 
+Loading what was trained, with open_clip alone:
+
+    import winnow
+
+    winnow.import_torchvision()  # before open_clip; needed only where torch and torchvision are of different builds
+    import open_clip
+
+    model, _, preprocess = open_clip.create_model_and_transforms("local-dir:runs/dfn/model")
+
 Clustering an array bottom up:
 
     from winnow import HierarchicalAgglomerativeClustering
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
         WorkspaceError,
     )
     from operators.hac import HierarchicalAgglomerativeClustering
+    from operators.torchvision_ops import import_torchvision
     from pipeline.comparison.compare import run_comparison
     from pipeline.comparison.settings import Comparison
     from pipeline.config.loader import load_config
@@ -77,6 +87,7 @@ __all__ = [
     "WinnowError",
     "WorkspaceError",
     "find_rows",
+    "import_torchvision",
     "load_config",
     "load_kept",
     "read_ledger",
@@ -99,6 +110,7 @@ _HOMES = {
     "Summary": "pipeline.summary",
     "Training": "pipeline.training.settings",
     "find_rows": "pipeline.ledger",
+    "import_torchvision": "operators.torchvision_ops",
     "load_config": "pipeline.config.loader",
     "load_kept": "pipeline.kept",
     "read_ledger": "pipeline.ledger",

@@ -20,12 +20,13 @@ import pyarrow as pa
 
 from operators.embeddings import to_unit_float16
 from operators.hashing import generator
-from pipeline.artifact import Artifact, Part, publish_part
+from pipeline.artifact import Artifact, publish_part
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.curate import start_run
 from pipeline.curation import Curation
 from pipeline.engine import engine
 from pipeline.ledger_writer import write_ledger
+from pipeline.parts import Part
 from pipeline.pool import Shard
 from pipeline.progress import Progress
 from pipeline.run import Run

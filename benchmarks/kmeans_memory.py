@@ -19,10 +19,11 @@ import ray
 from numpy.typing import NDArray
 
 from pipeline import kmeans
-from pipeline.artifact import Artifact, Part, publish_part
+from pipeline.artifact import Artifact, publish_part
 from pipeline.clustering import KMeansSettings
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.kmeans_worker import Worker
+from pipeline.parts import Part
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.run import Plan, Read, Run

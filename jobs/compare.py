@@ -9,6 +9,7 @@ drawn in comparison.html.
 
 import argparse
 
+from pipeline.arguments import add_config
 from pipeline.comparison.compare import run_comparison
 from pipeline.comparison.page import PAGE
 from pipeline.comparison.results import RESULTS, print_comparison
@@ -18,9 +19,7 @@ from pipeline.config.loader import load_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--address", help="of a running Ray cluster")
+    add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:

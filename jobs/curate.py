@@ -8,6 +8,7 @@
 
 import argparse
 
+from pipeline.arguments import add_config
 from pipeline.config.loader import load_config
 from pipeline.console import print_table
 from pipeline.curate import run_curation
@@ -18,9 +19,7 @@ from pipeline.summary import print_summary
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--address", help="of a running Ray cluster")
+    add_config(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 

@@ -15,11 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from operators.errors import InputError
 from operators.scenes import CONCEPTS
+from pipeline.arguments import add_overrides
 from pipeline.comparison.compare import run_comparison
 from pipeline.comparison.results import print_comparison
 from pipeline.comparison.settings import Comparison, Like
@@ -114,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="for the pool and all that comes of it")
     parser.add_argument("--samples", type=int, help="size of the pool to generate (default: as in the config)")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,11 +128,13 @@ def run(args: argparse.Namespace) -> int:
         run_training(config.filter_training(args.folder))
         summary = run_curation(config.curation)
         comparison = run_comparison(config.comparison)
-        checked = check_truth(config.store, pq.read_table(args.folder / "truth.parquet"), _SCORE)
+        truth = pq.read_table(args.folder / "truth.parquet")
+        checked = check_truth(config.store, truth, _SCORE)
         with open_progress() as progress, config.store.locked(progress.note):
             latest, _ = open_run(config.store, workers=1, progress=progress)
             write_report(latest, config.steps, summary)
     print_summary(summary)
+    print_unseen(truth)
     print()
     print_comparison(comparison)
     print()
@@ -138,6 +143,20 @@ def run(args: argparse.Namespace) -> int:
         print(f"{export.format}: {export.path}")
     print(f"why a sample is where it is: winnow why {config.workspace} UID")
     return 0
+
+
+def print_unseen(truth: pa.Table) -> None:
+    """Says where the samples are that were generated and never seen.
+
+    Args:
+        truth: of the pool.
+    """
+    unseen = truth.filter(pc.equal(truth["expected"], "unseen"))
+    for item in unseen["shard"].value_counts().to_pylist():
+        print(
+            f"{truth.num_rows:,} samples were generated; {item['counts']:,} of them lie behind the cut of "
+            f"{item['values']}, which is truncated on purpose: no reader can see them"
+        )
 
 
 def configure(args: argparse.Namespace) -> Demo:

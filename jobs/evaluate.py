@@ -8,6 +8,7 @@ RAY_ADDRESS).
 
 import argparse
 
+from pipeline.arguments import add_config
 from pipeline.config.loader import load_config
 from pipeline.evaluation.evaluate import run_evaluation
 from pipeline.evaluation.results import print_results
@@ -16,9 +17,7 @@ from pipeline.evaluation.settings import Evaluation
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--address", help="of a running Ray cluster")
+    add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ loads it.
 
 import argparse
 
+from pipeline.arguments import add_config
 from pipeline.config.loader import load_config
 from pipeline.console import print_table
 from pipeline.training.settings import Training
@@ -17,9 +18,7 @@ from pipeline.training.trainer import TrainingResult, run_training
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--address", help="of a running Ray cluster")
+    add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,25 @@ from operators.errors import ConfigError
 from pipeline.storage import Store, absolute
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Declares CONFIG, --set and --address."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    add_overrides(parser)
+    parser.add_argument("--address", help="of a running Ray cluster")
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Declares --set."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="another value, in YAML, for a key of the config, such as steps.prune.keep_fraction=0.3; may be repeated",
+    )
+
+
 def add_workspace(parser: argparse.ArgumentParser) -> None:
     """Declares WORKSPACE and the options to open it."""
     parser.add_argument("workspace", metavar="WORKSPACE", help="of a run that has finished")

@@ -14,7 +14,7 @@ So one new shard costs one new part. A file that no `part.json` names is what a 
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from operators.errors import WorkspaceError
 from pipeline.integrity import Checksum, checksum, damaged, footer_checksum, read_parquet, read_sealed, reading, sealed
+from pipeline.parts import Part, Parts
 from pipeline.storage import Store, digest, file_sha256
 
 FORMAT_VERSION = 1
@@ -42,40 +43,13 @@ _PACKAGES = ("winnow", "numpy", "pyarrow", "ray", "torch", "open_clip_torch", "t
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """The published rows of one shard.
-
-    Attributes:
-        shard: the shard's name.
-        id: the part's address inside its artifact.
-        path: the Parquet file, relative to the workspace.
-        rows: rows of the file: always those of the shard's `samples` part.
-        size: bytes of the file.
-        sha256: of the file.
-        counts: what happened to the rows: `in`, `kept`, `dropped:<reason>`, `rejected:<reason>`, and a step's own.
-        mask: digest of the rows that go on after this step; empty for attributes, which let every row pass.
-        notes: facts that are not counts, such as a shard's damage.
-    """
-
-    shard: str
-    id: str
-    path: str
-    rows: int
-    size: int
-    sha256: str
-    counts: Mapping[str, int] = field(default_factory=dict)
-    mask: str = ""
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Artifact:
     """All parts of one step over one pool, in the order of the shards' names.
 
     Attributes:
         step: the step's name.
         folder: where it lies, relative to the workspace.
-        parts: one for each shard.
+        parts: one for each shard; packed.
         info: the step's own results and settings, as the manifest shows them.
         reused: whether the manifest was there before this run.
         seconds: wall time of the run that made it.
@@ -85,41 +59,53 @@ class Artifact:
 
     step: str
     folder: str
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
     info: Mapping[str, Any] = field(default_factory=dict)
     reused: bool = False
     seconds: float = 0.0
     reads: tuple[str, ...] = ()
     files: Mapping[str, Checksum] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.parts, Parts):
+            object.__setattr__(self, "parts", Parts(self.parts))
+
     @property
     def manifest(self) -> str:
         """The name of its manifest."""
-        return manifest_name(self.folder, (part.id for part in self.parts))
+        return manifest_name(self.folder, self.column("id"))
 
     @property
     def digest(self) -> str:
         """Names the content: what a step that reads this artifact is addressed by."""
-        return digest(self.folder, [(part.id, part.sha256) for part in self.parts])
+        return digest(self.folder, list(zip(self.column("id"), self.column("sha256"), strict=True)))
 
     @property
     def rows(self) -> int:
         """Rows over all parts."""
-        return sum(part.rows for part in self.parts)
+        return sum(self.column("rows"))
 
     def total(self, count: str) -> int:
         """The sum of one count over all parts."""
-        return sum(part.counts.get(count, 0) for part in self.parts)
+        return self._packed.sums[count]
 
     def totals(self, prefix: str) -> dict[str, int]:
         """The sums of all counts named `prefix:<reason>`, by reason, the most frequent first."""
         sums: dict[str, int] = {}
-        for part in self.parts:
-            for name, count in part.counts.items():
-                kind, _, reason = name.partition(":")
-                if kind == prefix and reason:
-                    sums[reason] = sums.get(reason, 0) + count
+        for name, count in self._packed.sums.items():
+            kind, _, reason = name.partition(":")
+            if kind == prefix and reason:
+                sums[reason] = count
         return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
+
+    def column(self, name: str) -> list[Any]:
+        """One field of all parts, in their order: a text or a number."""
+        return self._packed.column(name)
+
+    @property
+    def _packed(self) -> Parts:
+        assert isinstance(self.parts, Parts)
+        return self.parts
 
 
 def publish_part(store: Store, folder: str, draft: Part, tables: Iterable[pa.Table], schema: pa.Schema) -> Part:
@@ -234,13 +220,13 @@ def read_manifest(store: Store, folder: str, name: str) -> Artifact:
         WorkspaceError: it was written by another format version.
         DamagedError: it is not what was written.
     """
-    record = read_sealed(store, name)
+    parts = Parts()
+    record = read_sealed(store, name, parts.take)
     if record.get("format_version") != FORMAT_VERSION:
         raise WorkspaceError(
             f"{store.url}/{name} must have format_version {FORMAT_VERSION}, got {record.get('format_version')}"
         )
     with reading(store, name):
-        parts = tuple(Part(**part) for part in record["parts"])
         files = {path: Checksum(**file) for path, file in record.get("files", {}).items()}
         facts = record["info"], True, record["seconds"], tuple(record.get("reads", ()))
         return Artifact(record["step"], folder, parts, *facts, files)

@@ -10,8 +10,9 @@ from typing import Any
 
 from operators.encoders.settings import StoredSettings
 from operators.errors import InputError
-from pipeline.artifact import Artifact, Part, publish_manifest, published_parts
+from pipeline.artifact import Artifact, publish_manifest, published_parts
 from pipeline.models import mismatch, model_identity
+from pipeline.parts import Part
 from pipeline.pool import Pool, Shard
 from pipeline.run import Modality, NotPublished, Run, find_published
 from pipeline.storage import digest

@@ -17,7 +17,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 
 from operators.errors import DamagedError
 from pipeline.storage import Store, to_json
+
+Hook = Callable[[dict[str, Any]], Any]
 
 _SEAL = re.compile(rb'\{\n "seal": "([0-9a-f]{16})",')
 _FOOTER_END = struct.Struct("<I4s")
@@ -93,8 +95,12 @@ def sealed(record: Mapping[str, Any]) -> bytes:
     return b'{\n "seal": "' + _seal(body) + b'",' + body[1:]
 
 
-def unseal(data: bytes) -> Any:
+def unseal(data: bytes, hook: Hook | None = None) -> Any:
     """The record in the bytes of `sealed`. JSON without a seal, of an older version, is taken as it is.
+
+    Args:
+        data: the bytes.
+        hook: `json`'s `object_hook`.
 
     Raises:
         ValueError: it is no JSON, or not what was sealed.
@@ -103,19 +109,26 @@ def unseal(data: bytes) -> Any:
         data = b"{" + data[match.end() :]
         if (own := _seal(data)) != match[1]:
             raise ValueError(f"a content whose digest is {own.decode()}, not {match[1].decode()}")
-    return json.loads(data)
+    text = data.decode()
+    del data  # of a hundred thousand parts it is large
+    return json.loads(text, object_hook=hook)
 
 
-def read_sealed(store: Store, path: str) -> Any:
+def read_sealed(store: Store, path: str, hook: Hook | None = None) -> Any:
     """The record of a sealed file.
+
+    Args:
+        store: the workspace.
+        path: of the file.
+        hook: `json`'s `object_hook`.
 
     Raises:
         FileNotFoundError: it is not there.
         DamagedError: it is not what was written.
     """
-    data = store.read(path)
+    data = [store.read(path)]
     with reading(store, path):
-        return unseal(data)
+        return unseal(data.pop(), hook)  # it may be large, and is not held here while it is parsed
 
 
 def read_arrays(store: Store, path: str) -> dict[str, NDArray[Any]]:

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifact import Artifact, Part, parquet_bytes, read_columns
+from pipeline.artifact import Artifact, parquet_bytes, read_columns
 from pipeline.integrity import sealed
 from pipeline.ledger import MANIFEST, SCHEMA, Ledger, LedgerFile, find_ledger
+from pipeline.parts import Part
 from pipeline.run import Run
 from pipeline.shuffle import PARTITION, num_partitions, shuffle
 from pipeline.storage import Store, digest

@@ -1,7 +1,8 @@
 """The limits that stop a run before anything downstream of reading begins."""
 
 from operators.errors import InputError, LimitExceeded
-from pipeline.artifact import Artifact, Part
+from pipeline.artifact import Artifact
+from pipeline.parts import Part
 from pipeline.pool import Pool
 
 _WORST = 3

@@ -1,6 +1,8 @@
 """How our own objects travel inside Ray Data rows: pickled, because both ends are this program.
 
-The one place that unpickles. What a user brings (members, weights, artifacts) never comes this way.
+The one place of ours that unpickles: what a task of this run has packed, on its way to another. What a user brings
+(members, tables, weights, artifacts) never comes this way; nor does Arrow unpickle it: see
+`pipeline.readers.columns.runs_code`.
 """
 
 import pickle

@@ -10,11 +10,15 @@ import pyarrow.parquet as pq
 import ray.data
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
+from operators.errors import InputError
 from pipeline.export.slices import kept_slices, read_kept
 from pipeline.pool import Pool
+from pipeline.readers.columns import IMAGE_COLUMNS, TEXT_COLUMNS, resolve_columns
 from pipeline.resuming import open_file
 from pipeline.run import Run
 from pipeline.storage import Store
+
+_WANTED = {"encoded images": IMAGE_COLUMNS, "captions": TEXT_COLUMNS}
 
 
 def write_pool(dataset: ray.data.Dataset, store: Store) -> Pool:
@@ -23,11 +27,32 @@ def write_pool(dataset: ray.data.Dataset, store: Store) -> Pool:
     Args:
         dataset: with columns of encoded images and captions, under names that a Parquet pool knows.
         store: the workspace.
+
+    Raises:
+        InputError: it has no such columns, or no rows.
     """
+    schema = dataset.schema()
+    if schema is None:
+        raise InputError("the Ray Dataset must hold at least one row, got none")
+    for what, known in _WANTED.items():
+        if not set(known) & set(schema.names):
+            raise InputError(
+                f"the Ray Dataset must have a column of {what} ({', '.join(known)}), got {', '.join(schema.names)}"
+            )
     folder = f"datasets/{uuid.uuid4().hex[:16]}"
     dataset.write_parquet(store.path(folder), filesystem=PyFileSystem(FSSpecHandler(store.filesystem)))
     source = {"format": "parquet", "path": f"{store.url}/{folder}/*.parquet", "storage": dict(store.options)}
-    return Pool.model_validate(source)
+    pool = Pool.model_validate(source)
+    with store.open(next(iter(store.find(folder)))) as file:
+        kinds = pq.read_schema(file)
+    try:
+        resolve_columns(kinds, pool.sources[0], "the Ray Dataset")
+    except InputError as error:
+        store.remove(folder)
+        found = ", ".join(f"{field.name} of {field.type}" for field in kinds)
+        rule = "the Ray Dataset must have its encoded images in a column of bytes"
+        raise InputError(f"{rule}, got {found}") from error
+    return pool
 
 
 def kept_rows(run: Run, score: str) -> ray.data.Dataset:

@@ -11,15 +11,16 @@ from operators.errors import LimitExceeded
 from pipeline.embed import make
 from pipeline.limits import check_limits
 from pipeline.listing import check_source, list_shards
-from pipeline.pool import Pool, Source
+from pipeline.pool import Pool, Shard, Source
 from pipeline.run import Modality, Run
 
 
-def check_reference(sources: Sequence[Source]) -> None:
-    """Checks that a reference set is there and is what its settings say. Raises UserError."""
+def check_reference(sources: Sequence[Source]) -> list[Shard]:
+    """Checks that a reference set is there and is what its settings say; returns its shards. Raises UserError."""
     shards = list_shards(Pool(sources=tuple(sources)))
     for index, source in enumerate(sources):
         check_source(source, [shard for shard in shards if shard.source == index])
+    return shards
 
 
 def embed_reference(run: Run, sources: Sequence[Source], needs: Sequence[tuple[str, Modality]], key: str) -> Run:

@@ -7,7 +7,7 @@ over the shards. The function sees one table for each shard: only the rows that 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from pipeline.artifact import (
     Artifact,
-    Part,
     find_part,
     manifest_name,
     mask_digest,
@@ -26,6 +25,7 @@ from pipeline.artifact import (
     read_manifest,
 )
 from pipeline.columns import booleans, scatter
+from pipeline.parts import Part
 from pipeline.pool import Pool, Shard
 from pipeline.progress import Progress
 from pipeline.spread import balanced, spread
@@ -68,7 +68,7 @@ Judge = Callable[[pa.Table], Verdicts]
 Attribute = Callable[[pa.Table], pa.Table]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """What one task is told about one shard: where its inputs lie and where its part goes."""
 
@@ -154,17 +154,7 @@ class Run:
             artifact.digest if reduces else artifact.folder for artifact in [*inputs, *([entering] if entering else [])]
         ]
         folder = f"{name}/{digest(dict(settings), upstream)}"
-        units = [
-            Unit(
-                shard=sample_part.shard,
-                id=digest(sample_part.id, entering.parts[i].mask if entering else "", [a.parts[i].id for a in inputs]),
-                rows=sample_part.rows,
-                entering=entering.parts[i].path if entering else None,
-                inputs=tuple((read.artifact.parts[i].path, dict(read.columns)) for read in reads),
-            )
-            for i, sample_part in enumerate(self.samples.parts)
-        ]
-        plan = Plan(self, name, folder, dict(settings), units)
+        plan = Plan(self, name, folder, dict(settings), reads)
         upstream_artifacts = [self.samples, *inputs, *([entering] if entering else [])]
         plan.reads = tuple(dict.fromkeys(artifact.manifest for artifact in upstream_artifacts))
         return plan
@@ -181,12 +171,31 @@ class Plan:
     facts: Callable[[Sequence[Part]], Mapping[str, Any]] | None = None
     reads: tuple[str, ...] = ()
 
-    def __init__(self, run: Run, name: str, folder: str, settings: Mapping[str, Any], units: Sequence[Unit]) -> None:
+    def __init__(self, run: Run, name: str, folder: str, settings: Mapping[str, Any], reads: Sequence[Read]) -> None:
         self.run = run
         self.name = name
         self.folder = folder
         self.settings = settings
-        self.units = units
+        self._samples, self._entering, self._inputs = run.samples, run.entering, tuple(reads)
+
+    @property
+    def ids(self) -> list[str]:
+        """The address of each part inside the artifact."""
+        columns = [artifact.column("id") for artifact in (self._samples, *(read.artifact for read in self._inputs))]
+        masks = self._entering.column("mask") if self._entering else [""] * len(columns[0])
+        return [digest(id_, mask, inputs) for mask, id_, *inputs in zip(masks, *columns, strict=True)]
+
+    @cached_property
+    def units(self) -> Sequence[Unit]:
+        """What each task is told; made where there is something to do."""
+        paths = [read.artifact.column("path") for read in self._inputs]
+        names = [dict(read.columns) for read in self._inputs]
+        entering = self._entering.column("path") if self._entering else [None] * len(self._samples.parts)
+        shards, rows = self._samples.column("shard"), self._samples.column("rows")
+        return [
+            Unit(shard, id_, count, path, tuple(zip(inputs, names, strict=True)))
+            for shard, id_, count, path, *inputs in zip(shards, self.ids, rows, entering, *paths, strict=True)
+        ]
 
     @property
     def published(self) -> Artifact | None:
@@ -195,7 +204,7 @@ class Plan:
         Raises:
             NotPublished: it is not there and the run is a dry one.
         """
-        artifact = find_published(self.run.store, self.folder, [unit.id for unit in self.units])
+        artifact = find_published(self.run.store, self.folder, self.ids)
         if artifact is None and self.run.dry:
             raise NotPublished(self.name)
         return artifact

@@ -8,8 +8,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.embeddings import to_unit_float16
-from pipeline.artifact import Artifact, Part, publish_part, read_columns
+from pipeline.artifact import Artifact, publish_part, read_columns
 from pipeline.columns import embedding_field, fixed_binary
+from pipeline.parts import Part
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.run import Run

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 
 from operators.errors import InputError
 from operators.hashing import generator
+from pipeline.arguments import add_overrides
 from pipeline.config.loader import load_config
 from pipeline.training.settings import PLACE
 
@@ -102,7 +103,7 @@ def arguments(doc: str | None) -> argparse.Namespace:
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--folder", type=Path, help="for all that is written (default: runs/cifar/<scale>)")
     parser.add_argument("--cpus", type=int, help="that may be used (default: all)")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
+    add_overrides(parser)
     args = parser.parse_args()
     args.folder = args.folder or Path(_FOLDER) / args.scale
     return args

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _line(found: Accuracy, own: float) -> Line:
     name = f"{percent(own, 1)} {found.selection}"
-    return Line(name, found.mean, found.interval, dots=found.values, tone="kept")
+    return Line(name, found.mean, found.shown, dots=found.values, tone="kept")
 
 
 if __name__ == "__main__":

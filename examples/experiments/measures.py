@@ -92,11 +92,10 @@ def table(result: ComparisonResult, found: Mapping[str, Quality], task: TaskVerd
     rows = []
     for selection in result.selections:
         accuracy, own = task.of(selection.name), found.get(selection.name)
-        less = [difference_text(task.difference(selection.name, other)) for other in (result.baseline, *randoms)]
+        others = (result.baseline, *randoms)
+        less = [difference_text(task.difference(selection.name, other), result.over) for other in others]
         measured = (own.auc, own.precision) if own else (None, None)
-        rows.append(
-            (selection.name, selection.samples, *measured, accuracy.mean, interval_text(accuracy.interval), *less)
-        )
+        rows.append((selection.name, selection.samples, *measured, accuracy.mean, interval_text(accuracy.shown), *less))
     return rows
 
 
@@ -107,7 +106,7 @@ def show(result: ComparisonResult, found: Mapping[str, Quality], task: TaskVerdi
     print_table([*columns, *randoms], table(result, found, task or result.tasks[0]))
     print(
         f"\n{len(result.seeds)} seeds, {result.samples_seen:,} samples seen by each model; differences are paired by "
-        "seed, with 95 % intervals"
+        f"seed, with 95 % intervals over {result.over}"
     )
 
 

@@ -9,7 +9,8 @@ from pipeline.comparison.results import ComparisonResult, SelectionFacts, Traine
 from pipeline.comparison.selections import Selected, Selecting, evaluation_sources, select
 from pipeline.comparison.settings import Comparison
 from pipeline.comparison.trainings import Key, models, train_all, training
-from pipeline.comparison.verdict import judge, over_tasks, warnings
+from pipeline.comparison.verdict import at_chance, judge, over_tasks, warnings
+from pipeline.comparison.workspace import check_workspace, places, replaced
 from pipeline.curate import check as check_curation
 from pipeline.engine import engine
 from pipeline.evaluation.evaluate import check as check_evaluation
@@ -39,6 +40,7 @@ def check(config: Comparison) -> list[Shard]:
     Raises:
         UserError: what is wrong and what to change.
     """
+    check_workspace(config)
     check_training(training(config, config.against, config.seeds[0]))
     untrained = {"trained": config.training.model.as_encoder(0)}
     evaluation = _evaluation(config, untrained)
@@ -61,6 +63,8 @@ def compare(config: Comparison, shards: Sequence[Shard], *, workers: int, progre
     """
     config = config.resolved()
     with config.store.locked(progress.note):
+        if note := replaced(config):
+            progress.note(f"compare: {note}")
         tasks = expand(_evaluation(config, {"trained": config.training.model.as_encoder(0)}))
         selecting = Selecting(config, shards, evaluation_sources(tasks), workers, progress)
         selections = rebuilding(config.store, progress, workers, partial(select, selecting))
@@ -77,7 +81,8 @@ def compare(config: Comparison, shards: Sequence[Shard], *, workers: int, progre
             selections=tuple(_facts(selected) for selected in selections),
             tasks=tuple(verdicts),
             trained=tuple(_trained(key, result) for key, result in trained.items()),
-            warnings=tuple(warnings(selections, verdicts, trained.values())),
+            warnings=(*warnings(selections, verdicts, trained.values()), *at_chance(results.values())),
+            pool=places(config.pool),
             mean=over_tasks(verdicts, f"mean over {len(verdicts)} tasks") if len(verdicts) > 1 else None,
             reused=all(part.reused for part in trained.values())
             and all(result.reused for some in results.values() for result in some),

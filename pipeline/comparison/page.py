@@ -31,11 +31,14 @@ from pipeline.steps.diversity import stages
 from pipeline.storage import Store, digest
 
 PAGE = "comparison.html"
-PAGE_VERSION = 3
+PAGE_VERSION = 4
 
-_ACCURACIES = (
-    "Dots are seeds and diamonds their means; a line is the 95\N{NO-BREAK SPACE}% interval of the mean (Student's t)."
-)
+_ACCURACIES = {
+    "seeds": "Dots are seeds and diamonds their means; a line is the 95\N{NO-BREAK SPACE}% interval of the mean "
+    "(Student's t).",
+    "test samples": "Dots are seeds and diamonds their means; a line is the 95\N{NO-BREAK SPACE}% interval of the mean "
+    "over test samples (bootstrap), as so few seeds say little of others.",
+}
 _DIFFERENCES = (
     "Each seed with its own counterpart, so that what seeds have in common cancels out. The thick line is the "
     "95\N{NO-BREAK SPACE}% interval over seeds, the thin one that over test samples. A difference can be relied upon "
@@ -94,7 +97,7 @@ def _task_section(result: ComparisonResult, task: TaskVerdict) -> Section:
             draw_intervals(
                 title, [accuracy_line(task, found, result.baseline) for found in task.accuracies], task.metric
             ),
-            _ACCURACIES,
+            _ACCURACIES[result.over],
         )
     ]
     for theirs in dict.fromkeys(found.theirs for found in task.differences):
@@ -113,7 +116,7 @@ def accuracy_line(task: TaskVerdict, found: Accuracy, baseline: str) -> Line:
     difference = task.difference(found.selection, baseline)
     if difference and difference.clear:
         tone = "kept" if difference.value > 0 else "dropped"
-    return Line(found.selection, found.mean, found.interval, dots=found.values, tone=tone)
+    return Line(found.selection, found.mean, found.shown, dots=found.values, tone=tone)
 
 
 def _difference_line(found: Difference) -> Line:
@@ -126,8 +129,8 @@ def _task_table(result: ComparisonResult, task: TaskVerdict) -> Table:
     columns = (
         Column("selection", numeric=False),
         Column(task.metric, share=True),
-        Column("95 % interval", help="of the mean over seeds"),
-        *(Column(f"less {name}", help="with its 95 % interval over seeds, paired") for name in others),
+        Column("95 % interval", help=f"of the mean, over {result.over}"),
+        *(Column(f"less {name}", help=f"with its 95 % interval over {result.over}, paired") for name in others),
         *(Column(f"seed {seed}") for seed in result.seeds),
     )
     rows = []
@@ -137,8 +140,8 @@ def _task_table(result: ComparisonResult, task: TaskVerdict) -> Table:
             (
                 Cell(accuracy.selection, accuracy.selection),
                 Cell(f"{accuracy.mean:.4f}", accuracy.mean),
-                Cell(interval_text(accuracy.interval), accuracy.interval[0] if accuracy.interval else 0.0),
-                *(Cell(difference_text(found), found.value if found else 0.0) for found in differences),
+                Cell(interval_text(accuracy.shown), accuracy.shown[0] if accuracy.shown else 0.0),
+                *(Cell(difference_text(found, result.over), found.value if found else 0.0) for found in differences),
                 *(Cell(f"{value:.4f}", value) for value in accuracy.values),
             )
         )

@@ -14,6 +14,11 @@ RESULTS = "comparison.json"
 Interval = tuple[float, float] | None
 """Its ends; None where a single seed leaves it open."""
 
+FEW_SEEDS = 2
+"""So many seeds or fewer leave an interval over seeds open, or hardly tell anything by it (t at 1 degree is 12.7)."""
+
+_WHY_SAMPLES = " (bootstrap), as what other seeds would give takes at least three to tell"
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -23,13 +28,20 @@ class Accuracy:
         selection: its name.
         values: the main metric by seed, in the order of the config.
         mean: of the values.
-        interval: 95 %, over seeds.
+        interval: 95 %, over seeds, within what a metric can be.
+        over_samples: 95 %, over test samples, of the mean over seeds; None where it was not asked for.
     """
 
     selection: str
     values: tuple[float, ...]
     mean: float
     interval: Interval
+    over_samples: Interval = None
+
+    @property
+    def shown(self) -> Interval:
+        """The interval that tells something: over seeds, or over samples where there are too few seeds."""
+        return self.over_samples if len(self.values) <= FEW_SEEDS else self.interval
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,7 @@ class ComparisonResult:
         trained: the models.
         warnings: sentences.
         reused: whether everything was there before this run.
+        pool: where the pool lay.
     """
 
     workspace: str
@@ -152,6 +165,12 @@ class ComparisonResult:
     warnings: tuple[str, ...]
     mean: TaskVerdict | None = None
     reused: bool = False
+    pool: tuple[str, ...] = ()
+
+    @property
+    def over(self) -> str:
+        """What the intervals that are shown are over."""
+        return "test samples" if len(self.seeds) <= FEW_SEEDS else "seeds"
 
 
 def write_comparison(store: Store, result: ComparisonResult) -> bytes:
@@ -172,6 +191,7 @@ def read_comparison(store: Store) -> ComparisonResult | None:
         return None
     record["seeds"] = tuple(record["seeds"])
     record["warnings"] = tuple(record["warnings"])
+    record["pool"] = tuple(record.get("pool", ()))
     record["selections"] = tuple(_selection(found) for found in record["selections"])
     record["tasks"] = tuple(_task(found) for found in record["tasks"])
     record["mean"] = _task(record["mean"]) if record.get("mean") else None
@@ -193,9 +213,9 @@ def print_comparison(result: ComparisonResult) -> None:
                     accuracy.selection,
                     samples[accuracy.selection],
                     accuracy.mean,
-                    interval_text(accuracy.interval),
-                    difference_text(task.difference(accuracy.selection, result.baseline)),
-                    difference_text(next((found for found in to_random if found), None)),
+                    interval_text(accuracy.shown),
+                    difference_text(task.difference(accuracy.selection, result.baseline), result.over),
+                    difference_text(next((found for found in to_random if found), None), result.over),
                 )
             )
     metrics = {task.metric for task in result.tasks}
@@ -203,9 +223,10 @@ def print_comparison(result: ComparisonResult) -> None:
     columns = ["task", "selection", "samples", metric, "95 % interval", f"less {result.baseline}", "less random"]
     shown = range(len(columns) if randoms else len(columns) - 1)
     print_table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    seeds = f"{len(result.seeds)} seed{'s' if len(result.seeds) > 1 else ''}"
     print(
-        f"\n{len(result.seeds)} seeds, each model saw {result.samples_seen:,} samples; intervals are over seeds, those "
-        "of differences paired"
+        f"\n{seeds}, each model saw {result.samples_seen:,} samples; intervals are over {result.over}"
+        f"{_WHY_SAMPLES if len(result.seeds) <= FEW_SEEDS else ''}; those of differences are paired"
     )
     for warning in result.warnings:
         print(f"warning: {warning}")
@@ -218,11 +239,11 @@ def interval_text(interval: Interval) -> str:
     return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "open"
 
 
-def difference_text(difference: Difference | None) -> str:
-    """`+0.0512 (+0.0401 to +0.0623)`."""
+def difference_text(difference: Difference | None, over: str) -> str:
+    """`+0.0512 (+0.0401 to +0.0623)`, the interval over `seeds` or `test samples`."""
     if difference is None:
         return "-"
-    interval = difference.over_seeds
+    interval = difference.over_seeds if over == "seeds" else difference.over_samples
     ends = f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "open"
     return f"{difference.value:+.4f} ({ends})"
 
@@ -235,7 +256,11 @@ def _selection(record: dict[str, Any]) -> SelectionFacts:
 
 def _task(record: dict[str, Any]) -> TaskVerdict:
     accuracies = (
-        Accuracy(**found | {"values": tuple(found["values"]), "interval": _interval(found["interval"])})
+        Accuracy(
+            **found
+            | {name: _interval(found.get(name)) for name in ("interval", "over_samples")}
+            | {"values": tuple(found["values"])}
+        )
         for found in record["accuracies"]
     )
     differences = (

@@ -126,12 +126,15 @@ def _steps(work: Selecting, name: str, steps: Sequence[Step]) -> Selected:
         raise InputError(f"selections.{name} must keep at least one sample, got none of {run.samples.rows}")
     scores = {step.title: mean_score(run, step.title) for step in steps if step.gives_score}
     seconds = {title: artifact.seconds for title, artifact in run.artifacts.items()}
+    came = next((run.artifacts[step.title].total("in") for step in steps if step.judges), None)
+    kept_all = f"selections.{name}: its steps kept all of the {run.num_entering:,} samples that came to them"
     return Selected(
         name=name,
         kinds=tuple(step.step for step in steps),
         like=None,
         runs=dict.fromkeys(work.config.seeds, run),
         samples=run.num_entering,
+        warnings=(kept_all,) if came == run.num_entering else (),
         scores=scores,
         seconds=seconds,
         titles=tuple(step.title for step in steps),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.evaluation.intervals import Estimate, Metric, paired_bootstrap, paired_t_interval
-from pipeline.comparison.results import Accuracy, Difference, Interval, TaskVerdict
+from pipeline.comparison.results import FEW_SEEDS, Accuracy, Difference, Interval, TaskVerdict
 from pipeline.comparison.selections import Selected
 from pipeline.comparison.settings import Comparison
 from pipeline.comparison.trainings import Key
@@ -30,7 +30,7 @@ DIFFERENCES_VERSION = 1
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference to be measured: results of both sides by seed, in the same order."""
+    """A difference to be measured: results of both sides by seed, in the same order; a mean where one side is none."""
 
     ours: str
     theirs: str
@@ -117,6 +117,27 @@ def hollow_scores(selections: Sequence[Selected], verdicts: Sequence[TaskVerdict
     return found
 
 
+def at_chance(results: Iterable[Sequence[Result]]) -> Iterator[str]:
+    """Names the tasks on which all models do as someone who guesses: no selection can be told from another there.
+
+    One model in ten may be clear of chance by luck.
+
+    Args:
+        results: of each model.
+    """
+    by_task: dict[str, list[Result]] = {}
+    for result in (result for found in results for result in found):
+        by_task.setdefault(result.key, []).append(result)
+    for key, found in by_task.items():
+        chance, classes = found[0].chance, found[0].num_classes
+        clear = [result for result in found if result.interval and result.interval[0] > (chance or 0)]
+        if chance is not None and len(clear) <= len(found) / 10:
+            yield (
+                f"{key}: all models are at chance ({found[0].metric} of a guess among {classes} classes is "
+                f"{chance:.4f}), so nothing can be concluded from it: train longer, or on more samples"
+            )
+
+
 def over_tasks(verdicts: Sequence[TaskVerdict], name: str) -> TaskVerdict:
     """The mean over tasks of each model's main metric, held against each other by seed; every model does every task.
 
@@ -156,10 +177,14 @@ def _judge_task(
     def of(name: str) -> tuple[Result, ...]:
         return tuple(results[name, seed] for seed in config.seeds)
 
-    accuracies = tuple(accuracy(name, [result.value for result in of(name)]) for name in config.selections)
     contrasts = [Contrast(ours, theirs, of(ours), of(theirs)) for ours, theirs in compared]
+    alone = [Contrast(name, "", of(name), ()) for name in config.selections] if len(config.seeds) <= FEW_SEEDS else []
     measure = partial(_difference, store, config.seed, config.bootstrap)
-    found = dict(spread(measure, list(enumerate(contrasts)), workers=workers))
+    found = dict(spread(measure, list(enumerate([*contrasts, *alone])), workers=workers))
+    means = {found[number].ours: found[number].over_samples for number in range(len(contrasts), len(found))}
+    accuracies = tuple(
+        accuracy(name, [result.value for result in of(name)], means.get(name)) for name in config.selections
+    )
     any_result = next(iter(results.values()))
     return TaskVerdict(
         task=any_result.key,
@@ -170,16 +195,17 @@ def _judge_task(
     )
 
 
-def accuracy(name: str, values: Sequence[float]) -> Accuracy:
-    """The mean over seeds, with its interval."""
-    estimate = paired_t_interval(values, np.zeros(len(values)).tolist())
-    return Accuracy(name, tuple(values), estimate.value, _bounded(estimate))
+def accuracy(name: str, values: Sequence[float], over_samples: Interval = None) -> Accuracy:
+    """The mean over seeds, with its interval over seeds, and the one over samples that it is given."""
+    estimate = paired_t_interval(values, [0.0] * len(values))
+    return Accuracy(name, tuple(values), estimate.value, _bounded(estimate, least=0.0), over_samples)
 
 
 def _difference(store: Store, seed: int, resamples: int, item: tuple[int, Contrast]) -> tuple[int, Difference]:
     number, contrast = item
     ours, theirs = contrast.our_results, contrast.their_results
-    over_seeds = paired_t_interval([result.value for result in ours], [result.value for result in theirs])
+    their_values = [result.value for result in theirs] or [0.0] * len(ours)
+    over_seeds = paired_t_interval([result.value for result in ours], their_values)
     over_samples = _over_samples(store, seed, resamples, contrast)
     return number, Difference(contrast.ours, contrast.theirs, over_seeds.value, _bounded(over_seeds), over_samples)
 
@@ -203,13 +229,14 @@ def load_metric(store: Store, result: Result) -> Metric:
 
 
 def mean_metric(metrics: Sequence[Callable[[NDArray[np.int64] | None], float]]) -> Metric:
-    """The mean over seeds of a metric."""
+    """The mean over seeds of a metric; 0 of no seeds."""
 
     def mean(times_N: NDArray[np.int64] | None) -> float:
-        return math.fsum(metric(times_N) for metric in metrics) / len(metrics)
+        return math.fsum(metric(times_N) for metric in metrics) / max(1, len(metrics))
 
     return mean
 
 
-def _bounded(estimate: Estimate) -> Interval:
-    return (estimate.low, estimate.high) if math.isfinite(estimate.low) else None
+def _bounded(estimate: Estimate, least: float = -1.0) -> Interval:
+    """The ends, within what a metric (from 0) or a difference of two (from -1) can be."""
+    return (max(estimate.low, least), min(estimate.high, 1.0)) if math.isfinite(estimate.low) else None

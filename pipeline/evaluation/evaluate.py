@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from operators.errors import ConfigError, ModelError, UserError
@@ -18,8 +18,9 @@ from pipeline.evaluation.suite import expand_suite
 from pipeline.evaluation.task_settings import Classification, DatacompSuite, LinearProbe, NamedTask
 from pipeline.integrity import read_sealed, sealed
 from pipeline.labels.lists import read_classes, read_templates
+from pipeline.labels.peek import check_field
 from pipeline.models import check_model, decide_precision
-from pipeline.pool import Pool
+from pipeline.pool import Pool, Shard
 from pipeline.progress import Progress, open_progress
 from pipeline.quarantine import rebuilding
 from pipeline.references import check_reference
@@ -48,15 +49,19 @@ def check(config: Evaluation) -> None:
             check_model(settings)
         except ModelError as error:
             raise ModelError(f"models.{name}: {error}") from error
-    for task in expand(config):
-        for key, pool in task.pools.items():
-            _check_set(f"tasks.{task.name}.{key}", pool)
+    tasks = expand(config)
+    shards = {}
+    for task in tasks:
+        shards[task.name] = {key: _check_set(f"tasks.{task.name}.{key}", pool) for key, pool in task.pools.items()}
         if isinstance(task, Classification | LinearProbe) and task.classes is not None:
             read_classes(task.classes, task.storage)
         if isinstance(task, Classification):
             read_templates(task.templates, task.storage)
     config.store.check_writable()
     check_workspace(config.store)
+    for task in tasks:
+        if isinstance(task, Classification | LinearProbe):
+            _check_labels(task, shards[task.name])
 
 
 def evaluate(config: Evaluation, *, workers: int, progress: Progress) -> list[Result]:
@@ -107,9 +112,22 @@ def expand(config: Evaluation) -> list[NamedTask]:
     return tasks
 
 
-def _check_set(key: str, pool: Pool) -> None:
+def _check_labels(task: Classification | LinearProbe, shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Looks at the labels of a task's sets as far as that is cheap: a wrong list would show after the embedding."""
+    classes = None if task.classes is None else read_classes(task.classes, task.storage)
+    for key, pool in task.pools.items():
+        try:
+            seen = pool.without_text
+            check_field(seen, shards[key], task.field_in(pool), classes)
+            if task.group_field and key != "train":
+                check_field(seen, shards[key], task.group_field, None, "group_field")
+        except UserError as error:
+            raise type(error)(f"tasks.{task.name}: {error}") from error
+
+
+def _check_set(key: str, pool: Pool) -> list[Shard]:
     try:
-        check_reference(pool.sources)
+        return check_reference(pool.sources)
     except UserError as error:
         raise type(error)(f"{key}: {error}") from error
 

@@ -16,7 +16,7 @@ from pipeline.evaluation.sets import EvaluationSet, open_set
 from pipeline.evaluation.task_settings import Classification, LinearProbe, NamedTask, Retrieval
 from pipeline.evaluation.texts import embed_texts
 from pipeline.labels.lists import read_classes, read_templates
-from pipeline.labels.numbers import class_numbers, distinct_labels, group_numbers, numbers_among
+from pipeline.labels.numbers import Place, class_numbers, distinct_labels, group_numbers, numbers_among
 from pipeline.run import Run
 from pipeline.storage import digest
 
@@ -65,7 +65,8 @@ def _classification(run: Run, task: Classification) -> Prepared:
     classes, templates = read_classes(task.classes, task.storage), read_templates(task.templates, task.storage)
     data = open_set(run, task.data, list(run.models), f"tasks.{task.name}.data")
     labels = _read_labels(data, task, task.group_field)
-    label_N = _numbers(class_numbers(classes, labels.texts, data.places))
+    label_N = _numbers(class_numbers(classes, labels.texts, labels.places))
+    _check_spread(run, task, label_N, classes)
     job = ClassificationJob(_uids(data), data.sound_N, label_N, labels.group_N, classes)
     prompts = class_prompts(classes, templates)
     inputs = _with_texts(run, data, prompts)
@@ -79,19 +80,21 @@ def _linear_probe(run: Run, task: LinearProbe) -> Prepared:
     test = open_set(run, task.test, models, f"tasks.{task.name}.test")
     learned, asked = _read_labels(train, task), _read_labels(test, task, task.group_field)
     if task.classes is None:
-        classes = tuple(distinct_labels(learned.texts, train.places))
+        classes = tuple(distinct_labels(learned.texts, learned.places))
         number = partial(numbers_among, classes)
     else:
         classes = read_classes(task.classes, task.storage)
         number = partial(class_numbers, classes)
+    label_N = _numbers(number(asked.texts, asked.places))
+    _check_spread(run, task, label_N, classes)
     job = ProbeJob(
         uids=_uids(test),
         sound_N=test.sound_N,
-        label_N=_numbers(number(asked.texts, test.places)),
+        label_N=label_N,
         group_N=asked.group_N,
         classes=classes,
         train_sound_N=train.sound_N,
-        train_label_N=_numbers(number(learned.texts, train.places)),
+        train_label_N=_numbers(number(learned.texts, learned.places)),
         l2=task.l2,
         seed=run.seed,
     )
@@ -156,19 +159,30 @@ def _inputs(
 
 @dataclass(frozen=True)
 class _Labels:
-    """The labels of the sound samples, as JSON; their groups, if asked for; and a digest of both."""
+    """The labels of the sound samples, as JSON, and where each stands; groups, if asked for; and a digest of both."""
 
     texts: list[str | None]
+    places: list[Place]
     group_N: Ints | None
     digest: str
 
 
 def _read_labels(data: EvaluationSet, task: Classification | LinearProbe, group_field: str | None = None) -> _Labels:
-    is_tar = data.run.pool.sources[0].format == "webdataset"
-    label_field = task.label_field or ("cls" if is_tar else "label")
+    label_field = task.field_in(data.run.pool)
     fields, content = data.fields(list(dict.fromkeys(name for name in (label_field, group_field) if name)))
-    group_N = _numbers(group_numbers(fields[group_field].to_pylist(), data.places)) if group_field else None
-    return _Labels(fields[label_field].to_pylist(), group_N, content)
+    group_N = None
+    if group_field:
+        group_N = _numbers(group_numbers(fields[group_field].to_pylist(), data.places(f"group_field {group_field}")))
+    return _Labels(fields[label_field].to_pylist(), data.places(f"label_field {label_field}"), group_N, content)
+
+
+def _check_spread(run: Run, task: Classification | LinearProbe, label_N: Ints, classes: Sequence[str]) -> None:
+    """Says so where a test set cannot tell anything."""
+    if (label_N == label_N[0]).all():
+        run.progress.note(
+            f"warning: tasks.{task.name}: all {len(label_N):,} samples are of one class, {classes[label_N[0]]!r}: "
+            "who always says so is always right"
+        )
 
 
 def _numbers(values: Sequence[int]) -> Ints:

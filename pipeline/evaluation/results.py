@@ -75,6 +75,12 @@ class Result:
         """The main metric."""
         return self.metrics[self.metric]
 
+    @property
+    def chance(self) -> float | None:
+        """What the main metric is of someone who guesses, all classes alike; None where nobody knows."""
+        guesses = {"acc1": 1, "mean_per_class_recall": 1, "acc5": 5}.get(self.metric)
+        return min(1.0, guesses / self.num_classes) if guesses and self.num_classes else None
+
 
 def load_outcomes(store: Store, result: Result) -> Outcomes:
     """What came of every sample."""

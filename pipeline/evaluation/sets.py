@@ -44,11 +44,10 @@ class EvaluationSet:
     rejected: Mapping[str, int]
     damaged: Mapping[str, str]
 
-    @property
-    def places(self) -> list[Place]:
-        """Where the samples lie, for messages."""
+    def places(self, field: str) -> list[Place]:
+        """Where the samples lie, for messages about a setting and the field that it names."""
         pairs = zip(self.samples["shard"].to_pylist(), self.samples["key"].to_pylist(), strict=True)
-        return [Place(shard, key) for shard, key in pairs]
+        return [Place(shard, key, field) for shard, key in pairs]
 
     @property
     def digest(self) -> str:

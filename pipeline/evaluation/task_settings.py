@@ -89,6 +89,10 @@ class _Labelled(_NamedTask):
     metric: ClassifierMetric | None = None
     storage: Storage = None
 
+    def field_in(self, pool: Pool) -> str:
+        """The `label_field` in a set."""
+        return self.label_field or ("cls" if pool.sources[0].format == "webdataset" else "label")
+
     @property
     def main_metric(self) -> str:
         """The one that counts."""

@@ -13,9 +13,9 @@ import ray
 from numpy.typing import NDArray
 from ray.util import ActorPool
 
-from pipeline.artifact import Part
 from pipeline.filters.files import TrainedFilter
 from pipeline.filters.pairs import PairReader, Pairs, has_image, has_pair
+from pipeline.parts import Part
 from pipeline.placement import num_actors
 from pipeline.pool import Pool, Shard
 from pipeline.run import Plan, Unit, attribute_unit

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import InputError
-from pipeline.artifact import Part, find_part, publish_part, read_columns
+from pipeline.artifact import find_part, publish_part, read_columns
+from pipeline.parts import Part
 from pipeline.pool import Pool, Shard
 from pipeline.readers import RawSample, read_shard
 from pipeline.run import Run
@@ -99,11 +100,12 @@ def read_members(
     for sample in read_shard(pool, shard, rows=rows, members=True) if found else ():
         if isinstance(sample, RawSample) and sample.reason is None:
             for field in found.keys() & sample.members.keys():
-                found[field][sample.row] = _parse(sample, field, shard)
+                found[field][sample.row] = parse_member(sample, field, shard)
     return found
 
 
-def _parse(sample: RawSample, field: str, shard: Shard) -> int | str:
+def parse_member(sample: RawSample, field: str, shard: Shard) -> int | str:
+    """What a member of a sample says. Raises InputError where a `.npy` is no array of numbers."""
     data = sample.members[field]
     if field == "cls":
         text = data.decode("utf-8", "replace").strip()

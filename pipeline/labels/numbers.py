@@ -12,13 +12,14 @@ from operators.errors import InputError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample lies, for messages."""
+    """Where a sample lies, and the setting and field in which it says something, for messages."""
 
     shard: str
     key: str
+    field: str
 
     def __str__(self) -> str:
-        return f"sample {self.key} of {self.shard}"
+        return f"sample {self.key} of {self.shard} ({self.field})"
 
 
 @dataclass(frozen=True)

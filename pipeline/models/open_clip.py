@@ -1,6 +1,7 @@
 """Models of open_clip: an architecture by name, JSON file, export folder or hub, and weights from as many places."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from pipeline import weights as weight_files
 from pipeline.models.weighted import Origin, check_file, check_name, downloading, identity_of, origin_of, read_file
 
 _HUB_PREFIX = "hf-hub:"
+_SIZES = {
+    "vision_cfg": (open_clip.CLIPVisionCfg(), ("timm_model_name", "layers", "width", "patch_size", "image_size")),
+    "text_cfg": (open_clip.CLIPTextCfg(), ("hf_model_name", "layers", "width", "heads", "context_length")),
+}
+"""Settings of which no two may differ for towers to be the same, beside open_clip's defaults."""
 _log = logging.getLogger(__name__)
 
 
@@ -99,7 +105,11 @@ def _origin(settings: OpenClipSettings) -> Origin:
 
 
 def find_architecture(settings: OpenClipSettings) -> Architecture:
-    """What the name says, unless the weights are an export folder that says it itself; then `preprocess` on top."""
+    """What the name says; an export folder of weights says it itself, and its transform, too; then `preprocess` on top.
+
+    Raises:
+        ModelError: there is no such architecture, or it is not that of the export folder.
+    """
     origin = _origin(settings)
     tag = open_clip.get_pretrained_cfg(settings.name, settings.weights) if origin == "tag" else {}
     config = _named_config(settings, origin)
@@ -108,6 +118,8 @@ def find_architecture(settings: OpenClipSettings) -> Architecture:
     if weights_cfg.get("quick_gelu") and not config["model_cfg"].get("quick_gelu"):
         message = f"name must be {settings.name}-quickgelu for weights {settings.weights!r}, got {settings.name!r}"
         raise ModelError(f"{message}: they were trained with QuickGELU")
+    if exported is not None:
+        _check_named(settings, config["model_cfg"], weights_cfg)
     config = exported or config
     return Architecture(
         name=settings.name,
@@ -135,6 +147,27 @@ def _named_config(settings: OpenClipSettings, origin: Origin) -> dict[str, Any]:
     if origin == "file" and looks_quick and not config["model_cfg"].get("quick_gelu"):
         _log.warning("weights %s look like OpenAI's or DFN's, which need %s-quickgelu", settings.weights, name)
     return config
+
+
+def _check_named(settings: OpenClipSettings, named: Mapping[str, Any], exported: Mapping[str, Any]) -> None:
+    """Raises ModelError where the name asks for other towers than an export folder holds."""
+    ours, theirs = _sizes(named), _sizes(exported)
+    differing = [f"{key} {ours[key]} for {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    if differing:
+        own = f"{settings.weights.rstrip('/')}/{weight_files.CONFIG_NAME}"
+        raise ModelError(
+            f"name must be the architecture of the weights in {settings.weights}, such as {own}, got {settings.name}, "
+            f"which has {', '.join(differing)}"
+        )
+
+
+def _sizes(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the towers of a config ones of their own, with open_clip's defaults."""
+    found = {"embed_dim": model_cfg["embed_dim"]}
+    for part, (defaults, keys) in _SIZES.items():
+        whole = {**vars(defaults), **model_cfg[part]}
+        found |= {f"{part}.{key}": whole[key] for key in keys}
+    return found
 
 
 def _checked(config: Any, source: str) -> dict[str, Any]:

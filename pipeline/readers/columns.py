@@ -45,7 +45,7 @@ class Columns:
 
 
 def resolve_columns(schema: Any, source: Source, url: str) -> Columns:
-    """Finds the columns of a table.
+    """Finds the columns of a table. Those of types that run code count as not there: see `runs_code`.
 
     Args:
         schema: the table's Arrow schema.
@@ -57,7 +57,7 @@ def resolve_columns(schema: Any, source: Source, url: str) -> Columns:
         InputError: there are no images.
     """
     times = Counter(schema.names)
-    fields = {field.name: field.type for field in schema if times[field.name] == 1}
+    fields = {field.name: field.type for field in schema if times[field.name] == 1 and not runs_code(field.type)}
 
     def find(key: str, fits: Callable[[Any], bool], defaults: tuple[str, ...] = ()) -> str | None:
         name: str | None = getattr(source, key)
@@ -121,6 +121,19 @@ def fits_json(kind: Any, max_levels: int = MAX_NESTING) -> bool:
     if is_bytes(kind) or (fields and max_levels == 0):
         return False
     return all(fits_json(field, max_levels - 1) for field in fields)
+
+
+def runs_code(kind: Any, max_levels: int = MAX_NESTING) -> bool:
+    """Whether a type lies in a type, down to so many levels, of which a Python library says what its cells become.
+
+    Ray's own, `arrow_pickled_object`, unpickles them, and so would run whatever code a file brings.
+    """
+    kind = _plain(kind)
+    if isinstance(kind, pa.ExtensionType):
+        return True
+    inner = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    fields = [inner.field(index).type for index in range(inner.num_fields)]
+    return bool(fields and max_levels == 0) or any(runs_code(field, max_levels - 1) for field in fields)
 
 
 def _plain(kind: Any) -> Any:

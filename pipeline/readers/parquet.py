@@ -3,7 +3,8 @@
 Tables that lie beside arrays of embeddings are read here, too: their rows have no image and need none.
 
 Columns with no part to play become metadata as far as JSON can hold them: binary ones are left out, dates become ISO
-text, NaN becomes None. A path must lie, once joined to the folder of the Parquet file, below the source's root. With
+text, NaN becomes None. Columns of types that Python libraries have registered, such as Ray's for pickled objects, are
+never looked at. A path must lie, once joined to the folder of the Parquet file, below the source's root. With
 `key_column`, a key that returns is rejected as `duplicate_key`, under a key that we make up: `a#row-00000012`. Keys
 that end like this are ours alone: a row that brings one is a `bad_row`. A page that cannot be decoded ends its shard.
 """

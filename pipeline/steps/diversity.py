@@ -21,9 +21,10 @@ from pydantic import Field, model_validator
 
 from operators.diversity import Diversity, diversity, has_collapsed, thinned_diversity
 from operators.hashing import generator
-from pipeline.artifact import Artifact, Part, read_columns
+from pipeline.artifact import Artifact, read_columns
 from pipeline.clustering import KMeansOptions, KMeansSettings, check_init
 from pipeline.columns import booleans, present
+from pipeline.parts import Part
 from pipeline.run import Run
 from pipeline.spread import balanced, spread
 from pipeline.steps.clusters import fit_of

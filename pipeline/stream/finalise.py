@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from operators.rejects import Damage
-from pipeline.artifact import Part, find_part, publish_part
+from pipeline.artifact import find_part, publish_part
 from pipeline.columns import present
+from pipeline.parts import Part
 from pipeline.readers.sample import ShardEnd
 from pipeline.storage import digest
 from pipeline.stream.work import SAMPLES_SCHEMA, Need, Pass, ShardWork

@@ -6,7 +6,7 @@ decoded, by the same rule.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +71,7 @@ class Piece:
         weight: of each row.
         labels: as the portion's.
         rows: how many are usable.
+        classes: which of the labels' classes they are of: a bit each, as `np.packbits` writes them.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Piece:
     weight: float
     labels: Labels | None
     rows: int = 0
+    classes: bytes = b""
 
 
 class Usable(NamedTuple):
@@ -153,10 +155,16 @@ def find_examples(portions: Sequence[Portion], *, workers: int) -> Examples:
     """
     pieces = [piece for i, portion in enumerate(portions) for piece in _pieces(i, portion)]
     found = dict(spread(_survey, list(enumerate(pieces)), workers=workers))
-    usable = [Piece(**{**vars(piece), "rows": found[i].rows}) for i, piece in enumerate(pieces) if found[i].rows]
+    usable = [
+        replace(piece, rows=found[i].rows, classes=found[i].classes) for i, piece in enumerate(pieces) if found[i].rows
+    ]
     missing = sum(survey.missing for survey in found.values())
     if not usable:
-        raise InputError(f"data must hold samples with a caption, got none ({missing} were kept and have no caption)")
+        fields = dict.fromkeys(
+            f", or a class in captions.field {piece.labels.field}" for piece in pieces if piece.labels
+        )
+        rule = f"must hold samples with a caption{''.join(fields)}"
+        raise InputError(f"data {rule}, got none ({missing} were kept and have no caption)")
     captions = set().union(*(survey.captions for survey in found.values()))
     if len(captions) == 1:
         raise InputError(
@@ -209,16 +217,21 @@ class _Survey(NamedTuple):
     rows: int
     missing: int
     captions: frozenset[str]  # two of them at most: enough to know whether all are equal
+    classes: bytes  # as of a piece
 
 
 def _survey(item: tuple[int, Piece]) -> tuple[int, _Survey]:
     index, piece = item
     usable = read_usable(piece)
     captions: Sequence[Any] = usable.captions
+    classes = b""
     if piece.labels is not None:
-        names = [piece.labels.classes[int(number)] for number in set(captions)]
+        present_K = np.zeros(len(piece.labels.classes), dtype=bool)
+        present_K[np.asarray(captions, dtype=np.int64)] = True
+        classes = np.packbits(present_K).tobytes()
+        names = [piece.labels.classes[int(number)] for number in np.flatnonzero(present_K)]
         captions = [piece.labels.templates[0].replace(PLACE, name) for name in names]  # of one class all say the same
-    return index, _Survey(len(usable.rows), usable.missing, frozenset(_first_two(map(str, captions))))
+    return index, _Survey(len(usable.rows), usable.missing, frozenset(_first_two(map(str, captions))), classes)
 
 
 def _first_two(values: Iterable[str]) -> list[str]:

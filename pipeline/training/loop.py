@@ -26,6 +26,7 @@ from operators.uids import join_uids
 from pipeline.claim import Claim
 from pipeline.failures import winnow_error
 from pipeline.storage import Store
+from pipeline.training import freed_memory
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import (
     find_checkpoints,
@@ -107,17 +108,22 @@ def train_alone(job: Job) -> None:
 def _attempt(job: Job, device: torch.device) -> None:
     """Trains as one of a process group, unless an earlier attempt found out that it cannot be done.
 
+    An error of ours is reported; where all workers have it, and so none waits for another, it is not raised: Ray would
+    try again, and say so.
+
     Raises:
         Exception: what is no error of ours may be mended by another attempt from the last checkpoint.
     """
     if ray.get(job.monitor.failure.remote()) is not None:
         return
     try:
-        _Worker(job, device).run()
+        with freed_memory.kept():
+            _Worker(job, device).run()
     except Exception as error:
         if (ours := explain(error, job.config)) is not None:
             ray.get(job.monitor.fail.remote(ours))
-        raise
+        if ours is None or not (dist.get_world_size() == 1 or isinstance(ours, TrainingDiverged)):
+            raise
 
 
 def explain(error: BaseException, config: Training) -> WinnowError | None:
@@ -296,16 +302,17 @@ class _Worker:
 
     def _save(self, log: MetricsLog | None) -> None:
         state = get_state(self.parallel, self.optimizer)
-        if log is None:
-            return
-        self._check_claim()
-        log.flush()
-        if not all(bool(tensor.isfinite().all()) for tensor in state["model"].values()):
+        if log is not None:
+            self._check_claim()
+            log.flush()
+        # The first worker has the whole state, and all must stop with it.
+        if not _of_the_first(int(all(bool(tensor.isfinite().all()) for tensor in state["model"].values()))):
             raise TrainingDiverged(
                 f"the weights must stay finite numbers, got others after step {self.step}: {self._advice}"
             )
-        save_checkpoint(self.store, self._checkpoints, state, self._facts())
-        prune_checkpoints(self.store, self._checkpoints, self.config.keep_checkpoints)
+        if log is not None:
+            save_checkpoint(self.store, self._checkpoints, state, self._facts())
+            prune_checkpoints(self.store, self._checkpoints, self.config.keep_checkpoints)
 
     @property
     def _checkpoints(self) -> str:

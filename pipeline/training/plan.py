@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.train import ScalingConfig
 
 from operators.encoders.settings import OpenClipSettings
@@ -15,7 +18,7 @@ from pipeline.placement import check_threads, most_threads, room
 from pipeline.storage import digest
 from pipeline.training.dealing import Dealing
 from pipeline.training.decoding import BLOCK_BYTES
-from pipeline.training.examples import Examples, Portion
+from pipeline.training.examples import Examples, Piece, Portion
 from pipeline.training.feeder import Feed
 from pipeline.training.settings import Training
 from pipeline.training.towers import find_towers, input_size
@@ -30,6 +33,7 @@ _CHANGES_NOTHING = {
 """Settings that the result does not depend on, or that the identity holds in another form."""
 
 _WINDOW_BYTES = 2 * 2**30
+_SAMPLES_PER_CLASS = 10
 
 
 def training_identity(config: Training, encoder: OpenClipSettings, portions: Sequence[Portion]) -> str:
@@ -109,6 +113,42 @@ def decide_encoder(config: Training, placement: Placement) -> OpenClipSettings:
     if encoder.precision != "auto":
         return encoder
     return encoder.model_copy(update={"precision": "bfloat16" if placement.on_gpus else "float32"})
+
+
+def few_classes(order: Order, pieces: Sequence[Piece]) -> str:
+    """What to say of a class-labelled set whose shards are sorted by class, so that batches are of few classes.
+
+    Samples are shuffled in windows, which are made of whole shards. In windows of ten samples a class and more nearly
+    every class would be met if shards were mixed, even where some classes are far rarer than others.
+
+    Args:
+        order: of the samples.
+        pieces: in the order's own order.
+
+    Returns:
+        a sentence; empty where most windows of the first epoch hold half of the classes, or nobody can tell: pieces
+        with captions of their own, or windows too small for the number of classes.
+    """
+    windows = order.windows(0)
+    if len(windows) < 2 or not all(piece.classes for piece in pieces):
+        return ""
+    known, size = _count_classes(pieces), order.window
+    found = median(_count_classes([pieces[i] for i in window.pieces]) for window in windows)
+    if size < _SAMPLES_PER_CLASS * known or found >= known / 2:
+        return ""
+    return (
+        f"the shards are sorted by class: the {size:,} samples that are shuffled together are of {found:g} of the "
+        f"{known:,} classes, and so are the batches: raise shuffle_window, or write the shards in random order"
+    )
+
+
+def _count_classes(pieces: Sequence[Piece]) -> int:
+    """The classes that pieces have between them; portions have lists of their own, which share none."""
+    bits_of: dict[int, NDArray[np.uint8]] = {}
+    for piece in pieces:
+        bits = np.frombuffer(piece.classes, np.uint8)
+        bits_of[piece.portion] = bits_of.get(piece.portion, bits) | bits
+    return sum(int(np.unpackbits(bits).sum()) for bits in bits_of.values())
 
 
 def plan_feed(

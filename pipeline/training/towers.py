@@ -34,7 +34,7 @@ def find_towers(encoder: OpenClipSettings, loss: str) -> Architecture:
     """What is trained, as its JSON file would say it.
 
     Args:
-        encoder: names the architecture, and the weights, which may be an export folder with an architecture of its own.
+        encoder: names the architecture, and the weights, which may be an export folder with a transform of its own.
         loss: `siglip` gives the model a logit bias where it has none.
 
     Raises:

@@ -15,13 +15,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from operators.encoders.settings import OpenClipSettings
-from operators.errors import ConfigError, InputError, ModelError, WorkspaceError
+from operators.errors import ConfigError, InputError, ModelError, WinnowError, WorkspaceError
 from operators.training.parameters import has_batch_norm
 from pipeline.engine import Resources, engine
 from pipeline.failures import causes
 from pipeline.lease import claim_on
 from pipeline.models import check_model
-from pipeline.progress import Progress, open_progress
+from pipeline.progress import Progress, StepProgress, open_progress
 from pipeline.record import RECORD
 from pipeline.storage import Store, to_json
 from pipeline.summary import SUMMARY
@@ -31,7 +31,14 @@ from pipeline.training.finished import MODEL, copy_model, output_store, read_ori
 from pipeline.training.loop import Job, out_of_memory, train_alone, train_worker
 from pipeline.training.metrics_log import METRICS
 from pipeline.training.monitor import Monitor
-from pipeline.training.plan import Placement, decide_encoder, place_workers, plan_feed, training_identity
+from pipeline.training.plan import (
+    Placement,
+    decide_encoder,
+    few_classes,
+    place_workers,
+    plan_feed,
+    training_identity,
+)
 from pipeline.training.settings import Training
 from pipeline.training.sharing import SharedBlocks
 from pipeline.training.towers import build_towers
@@ -147,9 +154,16 @@ def train(
     examples = find_examples(portions, workers=workers)
     for line in left_out(examples.missing, examples.rejected, examples.damaged):
         progress.note(f"train: left out: {line}")
-    reused = read_origin(config.store, MODEL).get("identity") == identity
+    earlier = read_origin(config.store, MODEL)
+    reused = earlier.get("identity") == identity
     if not reused:
         _check_batch(config, examples)
+        if earlier:
+            progress.note(
+                f"train: {config.store.url} holds the model of another training ({earlier['samples_seen']:,} samples "
+                f"seen, loss {earlier['loss']:.3f}), which this one's replaces in the end: give another workspace to "
+                "keep it"
+            )
         for note in _notes(config, encoder, placement):
             progress.note(f"train: {note}")
         _fit(config, placement, (encoder, identity), (portions, examples), progress, shared)
@@ -174,6 +188,11 @@ def _notes(config: Training, encoder: OpenClipSettings, placement: Placement) ->
     """What the user may not expect of a training that is about to begin."""
     if placement.note:
         yield placement.note
+    if (share := config.average_with_start) is not None:
+        yield (
+            f"the finished model is an average: {share:g} of the weights of the start, which {config.model.weights} "
+            f"holds, and {1 - share:g} of those of the end"
+        )
     if placement.workers > 1 and has_batch_norm(build_towers(config.model, encoder, config.loss)):
         yield (
             f"each of the {placement.workers} workers normalises its own share of a batch, so with batch norm the "
@@ -193,29 +212,44 @@ def _fit(
     encoder, identity = named
     idle_cpus = int(ray.cluster_resources().get("CPU", 1)) - placement.workers * placement.threads
     planned = plan_feed(config, encoder, *training_set, idle_cpus)
+    if sorted_by_class := few_classes(planned.order, training_set[1].pieces):
+        progress.note(f"train: {sorted_by_class}")
     # Beside the driver, so that the loss of a node costs neither what is known nor what is decoded elsewhere.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     alone = placement.workers == 1 and config.parallel == "ddp"
     errors: list[BaseException] = []
+    tasks: list[Any] = []
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(shared.lent(planned)) if shared else planned
         feeder = ray.remote(Feeder).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(feed)
         stack.callback(ray.kill, feeder)
         monitor = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
         stack.callback(ray.kill, monitor)
+        # First of all: else an interrupted task would miss its actors, and Ray would try it again and say so.
+        stack.callback(_cancel, tasks)
         claim = claim_on(config.store.url)
         job = Job(config, encoder, identity, placement.threads, feed.steps_per_deal, feeder, monitor, claim)
-        work = partial(_run_alone if alone else _run_group, job, placement)
+        work = partial(_run_alone, job, placement, tasks) if alone else partial(_run_group, job, placement)
         # In the main thread Ray Train would take over what an interrupt does, and keep it.
         thread = threading.Thread(target=_run, args=(work, errors), name="training", daemon=True)
         thread.start()
-        _show(config, monitor, thread, progress)
-        failure = ray.get(monitor.failure.remote())
+        with progress.step("train", config.num_steps * config.batch_size, "samples") as step:
+            _show(config, monitor, thread, step)
+            _raise_failure(config, ray.get(monitor.failure.remote()), errors)
+
+
+def _raise_failure(config: Training, failure: WinnowError | None, errors: Sequence[BaseException]) -> None:
+    """Raises what stopped a training: what a worker said of itself, else what Ray says of it."""
     if failure is not None:
         raise failure
     if errors:
         lost = any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in causes(errors[0]))
         raise out_of_memory(config) if lost else errors[0]
+
+
+def _cancel(tasks: Sequence[Any]) -> None:
+    for task in tasks:
+        ray.cancel(task, recursive=False)  # does nothing to one that has ended
 
 
 def _run(work: Callable[[], None], errors: list[BaseException]) -> None:
@@ -258,33 +292,34 @@ def _notes_of_ray(store: Store) -> Iterator[str]:
         store.remove(_RAY_TRAIN)
 
 
-def _run_alone(job: Job, placement: Placement) -> None:
-    """One worker: a task, which Ray starts again when its process is lost."""
+def _run_alone(job: Job, placement: Placement, tasks: list[Any]) -> None:
+    """One worker: a task, which Ray starts again when its process is lost; it is put with `tasks`."""
     task = ray.remote(train_alone).options(
         num_cpus=placement.threads,
         num_gpus=int(placement.on_gpus),
         max_retries=job.config.resources.max_failures,
         retry_exceptions=True,
     )
-    ray.get(task.remote(job))
+    tasks.append(task.remote(job))
+    ray.get(tasks[-1])
 
 
-def _show(config: Training, monitor: Any, thread: threading.Thread, progress: Progress) -> None:
-    whole = config.num_steps * config.batch_size
-    with progress.step("train", whole, "samples") as step:
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-            first, record = ray.get(monitor.latest.remote())
-            if not record:
-                step.advance(0)  # the display may belong to a job that was interrupted
-                continue
-            step.total = whole - first  # what an earlier run has done says nothing of how fast this one is
-            step.remarks = (
-                *([f"resumed after step {first // config.batch_size:,} of {config.num_steps:,}"] if first else ()),
-                f"loss {record['loss']:.3f}",
-                f"{record['data_wait_share']:.0%} of the time waiting for data",
-            )
-            step.advance(record["samples_seen"] - first - step.rows)
+def _show(config: Training, monitor: Any, thread: threading.Thread, step: StepProgress) -> None:
+    """Shows what is reported, until the thread ends."""
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        first, record = ray.get(monitor.latest.remote())
+        if not record:
+            step.advance(0)  # the display may belong to a job that was interrupted
+            continue
+        # What an earlier run has done says nothing of how fast this one is.
+        step.total = config.num_steps * config.batch_size - first
+        step.remarks = (
+            *([f"resumed after step {first // config.batch_size:,} of {config.num_steps:,}"] if first else ()),
+            f"loss {record['loss']:.3f}",
+            f"{record['data_wait_share']:.0%} of the time waiting for data",
+        )
+        step.advance(record["samples_seen"] - first - step.rows)
 
 
 def _result(config: Training, examples: Examples, reused: bool) -> TrainingResult:

@@ -13,9 +13,10 @@ from typing import Any
 import ray
 
 from operators.errors import DamagedError
-from pipeline.artifact import Artifact, Part, named_files, read_manifest
+from pipeline.artifact import Artifact, named_files, read_manifest
 from pipeline.contents import FOLDER, HASH, MANIFEST
 from pipeline.integrity import Checksum, read_sealed, what_is_wrong
+from pipeline.parts import Part
 from pipeline.spread import spread
 from pipeline.storage import Store
 from pipeline.verify.parts import Damage, Tally, check_file, check_part

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.errors import DamagedError, InputError
-from pipeline.artifact import Part, mask_digest, read_part
+from pipeline.artifact import mask_digest, read_part
 from pipeline.columns import booleans
 from pipeline.filters.files import parse_filter
 from pipeline.integrity import (
@@ -23,6 +23,7 @@ from pipeline.integrity import (
     reading,
     what_is_wrong,
 )
+from pipeline.parts import Part
 from pipeline.storage import Store
 from pipeline.stream.work import SAMPLES_SCHEMA
 

@@ -16,8 +16,9 @@ import yaml
 from PIL import Image
 
 from operators.errors import WorkspaceError
-from pipeline.artifact import Part, publish_part, read_columns
+from pipeline.artifact import publish_part, read_columns
 from pipeline.ledger import ledger_sha256
+from pipeline.parts import Part
 from pipeline.storage import Store
 from tests.small_pools import tar_bytes
 

@@ -24,7 +24,9 @@ def run_demo(monkeypatch):
     def generate(folder, settings, processes):
         made.append((folder.name, settings.samples))
         folder.mkdir(exist_ok=True)
-        pq.write_table(pa.table({"row": range(settings.samples)}), folder / "truth.parquet")
+        rows = settings.samples
+        truth = {"shard": ["7.tar"] * rows, "expected": ["ok"] * (rows - 5) + ["unseen"] * 5}
+        pq.write_table(pa.table(truth), folder / "truth.parquet")
 
     monkeypatch.setattr(demo, "generate_pool", generate)
     monkeypatch.setattr(demo, "engine", lambda resources: contextlib.nullcontext(1))
@@ -74,6 +76,11 @@ def test_the_comparison_is_of_the_curation_with_as_many_at_random(run_demo, tmp_
     assert (comparison.against, comparison.workspace, comparison.seeds) == ("raw", config.workspace, config.seeds)
     assert comparison.storage == config.storage
     assert (config.curation.steps, config.curation.export) == (config.steps, config.export)
+
+
+def test_what_is_not_seen_is_said_to_lie_behind_the_cut(run_demo, tmp_path, capsys):
+    run_demo("--folder", tmp_path / "demo", "--samples", 2000)
+    assert "2,000 samples were generated; 5 of them lie behind the cut of 7.tar, which is tr" in capsys.readouterr().out
 
 
 def test_pools_are_made_once_and_another_size_is_refused(run_demo, tmp_path):

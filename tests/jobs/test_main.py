@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import winnow as winnow_library
 from jobs import main as cli
 from operators.errors import ConfigError, InputError, LimitExceeded, WinnowError
 
@@ -152,6 +153,18 @@ def test_every_command_has_what_main_expects(name, module_name):
     assert module.__doc__.partition("\n")[0].endswith(".")
     assert callable(module.add_arguments)
     assert callable(module.run)
+
+
+def test_every_name_of_the_library_is_where_it_is_said_to_be():
+    for name in winnow_library.__all__:
+        assert getattr(winnow_library, name).__name__ == name
+
+
+def test_set_is_explained(capsys):
+    for command in ("compare", "curate", "demo", "evaluate", "train"):
+        assert cli.main([command, "--help"]) == 0
+        assert "--set KEY=VALUE" in (out := capsys.readouterr().out)
+        assert "for a key of the config" in " ".join(out.split())
 
 
 def test_help_imports_nothing_heavy():

@@ -8,7 +8,8 @@ import pytest
 
 from operators.errors import DamagedError, WorkspaceError
 from pipeline import artifact, integrity
-from pipeline.artifact import Artifact, Part
+from pipeline.artifact import Artifact
+from pipeline.parts import Part
 from pipeline.storage import Store
 
 SCHEMA = pa.schema([("row", pa.int64()), ("reason", pa.string())])
@@ -87,7 +88,7 @@ def test_a_manifest_brings_everything_back(store):
     name = artifact.manifest_name("step/h", ["p0", "p1"])
     found = artifact.read_manifest(store, "step/h", name)
     assert found.reused
-    assert (found.parts, found.info, found.seconds, found.digest) == (parts, {"inertia": [1.5]}, 2.0, made.digest)
+    assert (found.parts, found.info, found.seconds, found.digest) == (whole.parts, {"inertia": [1.5]}, 2.0, made.digest)
     assert (found.rows, found.total("in"), found.total("nothing")) == (6, 6, 0)
     assert list(found.totals("dropped").items()) == [("a", 2), ("b", 1)]
     record = store.read_json(name)

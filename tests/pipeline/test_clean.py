@@ -10,10 +10,11 @@ import pytest
 from jobs.main import main
 from operators.errors import WorkspaceError
 from pipeline import lease
-from pipeline.artifact import Artifact, Part, publish_manifest, publish_part
+from pipeline.artifact import Artifact, publish_manifest, publish_part
 from pipeline.clean.sweep import delete, find
 from pipeline.clean.unused import find_unused
 from pipeline.integrity import sealed
+from pipeline.parts import Part
 from pipeline.storage import Store
 from pipeline.training.checkpoints import save_checkpoint
 

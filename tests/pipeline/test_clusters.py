@@ -8,11 +8,12 @@ from ray.exceptions import RayTaskError
 from operators.errors import InputError
 from pipeline import kmeans
 from pipeline import run as running
-from pipeline.artifact import Artifact, Part, publish_part, read_columns
+from pipeline.artifact import Artifact, publish_part, read_columns
 from pipeline.clustering import KMeansFit, KMeansSettings
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.iterations import UNFINISHED, State
 from pipeline.kmeans_worker import Setup, Worker
+from pipeline.parts import Part
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.run import Run

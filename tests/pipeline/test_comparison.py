@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from operators.errors import WorkspaceError
 from pipeline.comparison import trainings
 from pipeline.comparison.compare import check, compare
 from pipeline.comparison.results import print_comparison, read_comparison
 from pipeline.comparison.selections import Selected
 from pipeline.comparison.settings import Comparison
+from pipeline.comparison.workspace import replaced
 from pipeline.generate import generate_pool
+from pipeline.pool import Source
 from pipeline.pool_plan import PoolSettings
 from pipeline.progress import Progress
 from tests.small_pools import jpeg, write_tar
@@ -94,7 +97,35 @@ def test_every_selection_is_trained_with_every_seed_and_tested(config, found):
     (manifest,) = Path(config.workspace).glob("decontaminate_evaluation/*/manifest-*.json")
     facts = json.loads(manifest.read_bytes())["info"]["reference"]
     assert (facts["samples"], facts["compared"], facts["rejected"]) == (40, 40, {})
-    assert len(list(Path(config.workspace).glob("evaluation/differences/*.json"))) == 1
+    assert len(list(Path(config.workspace).glob("evaluation/differences/*.json"))) == 3
+    (small,) = (found for found in task.accuracies if found.selection == "small")
+    assert small.interval[0] >= 0
+    assert small.over_samples[0] <= small.mean <= small.over_samples[1]
+    assert found.pool == (config.pool.sources[0].path,)
+
+
+@pytest.mark.ray
+def test_the_folder_of_another_job_or_pool_is_refused(config, found, tmp_path):
+    check(config)
+    own = Path(config.workspace)
+    elsewhere = tmp_path / "pool"
+    elsewhere.mkdir()
+    write_tar(elsewhere / "0.tar", [{"jpg": jpeg(n), "txt": b"a text"} for n in range(4)])
+    pool = config.pool.model_copy(update={"sources": (Source(format="webdataset", path=str(elsewhere)),)})
+    rule = (
+        r"^workspace must be a folder of the comparison's own, or of a curation of its pool, got .*work, which holds a"
+    )
+    with pytest.raises(WorkspaceError, match=rf"{rule} comparison of another pool, .*\.tar \(comparison\.json\)"):
+        check(config.model_copy(update={"pool": pool}))
+    for name, kind in (("metrics.jsonl", " training"), ("eval_results.jsonl", "n evaluation")):
+        (own / name).write_text("")
+        with pytest.raises(WorkspaceError, match=rf"{rule}{kind} \({name}\)"):
+            check(config)
+        (own / name).unlink()
+    assert replaced(config) == ""
+    assert replaced(config.model_copy(update={"seeds": (0, 1, 2)})).endswith(
+        "work: random (random), small (filter); seeds 0, 1; 64 samples seen"
+    )
 
 
 @pytest.mark.ray

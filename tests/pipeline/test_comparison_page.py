@@ -39,7 +39,10 @@ def result() -> ComparisonResult:
         "scenes",
         "acc1",
         200,
-        (Accuracy("all", (0.2, 0.3), 0.25, (0.1, 0.4)), Accuracy("dfn", (0.5, 0.6), 0.55, (0.45, 0.65))),
+        (
+            Accuracy("all", (0.2, 0.3), 0.25, (0.0, 0.88), (0.21, 0.31)),
+            Accuracy("dfn", (0.5, 0.6), 0.55, (0.0, 1.0), (0.51, 0.61)),
+        ),
         (Difference("dfn", "all", 0.3, (0.2, 0.4), (0.25, 0.35)),),
     )
     return ComparisonResult(
@@ -68,7 +71,9 @@ def test_the_page_says_what_was_found(result, tmp_path):
         "55.0",
         "look here",
         "score → filter",
-        "+0.3000 (+0.2000 to +0.4000)",
+        "+0.3000 (+0.2500 to +0.3500)",
+        "0.5100 to 0.6100",
+        "of the mean, over test samples",
         "2.1",
         "3.3",
     ):
@@ -103,6 +108,19 @@ def test_the_mean_over_tasks_has_a_section_and_lines_of_its_own(result, tmp_path
     assert read_comparison(store) == whole
     print_comparison(whole)
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()].count("mean over 2 tasks") == 2
+
+
+def test_few_seeds_show_what_the_test_samples_tell(result, capsys):
+    print_comparison(result)
+    out = capsys.readouterr().out
+    assert "0.5100 to 0.6100  +0.3000 (+0.2500 to +0.3500)" in out
+    assert "2 seeds, each model saw 640 samples; intervals are over test samples (bootstrap), as what other" in out
+    (task,) = result.tasks
+    third = tuple(replace(found, values=(*found.values, found.mean)) for found in task.accuracies)
+    print_comparison(replace(result, seeds=(0, 1, 2), tasks=(replace(task, accuracies=third),)))
+    out = capsys.readouterr().out
+    assert "0 to 1.0000  +0.3000 (+0.2000 to +0.4000)" in out
+    assert "3 seeds, each model saw 640 samples; intervals are over seeds; those of differences are paired" in out
 
 
 def write(store, result):

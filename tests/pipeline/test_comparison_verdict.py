@@ -8,7 +8,7 @@ from scipy import stats
 from pipeline.comparison import verdict as verdicts
 from pipeline.comparison.results import Accuracy, Difference, MeanScore, TaskVerdict
 from pipeline.comparison.selections import Selected
-from pipeline.comparison.verdict import Contrast, accuracy, mean_metric, over_tasks, pairs, warnings
+from pipeline.comparison.verdict import Contrast, accuracy, at_chance, mean_metric, over_tasks, pairs, warnings
 from pipeline.evaluation.results import Result
 from pipeline.storage import Store
 from pipeline.training.trainer import TrainingResult
@@ -26,10 +26,13 @@ def verdict(*differences):
 
 
 def test_the_interval_of_a_mean_is_students():
-    found = accuracy("dfn", [0.1, 0.2, 0.3])
+    found = accuracy("dfn", [0.3, 0.4, 0.5])
     reach = stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3)
-    assert (found.mean, found.interval) == (pytest.approx(0.2), pytest.approx((0.2 - reach, 0.2 + reach)))
+    assert (found.mean, found.interval) == (pytest.approx(0.4), pytest.approx((0.4 - reach, 0.4 + reach)))
     assert accuracy("dfn", [0.1]) == Accuracy("dfn", (0.1,), 0.1, None)
+    assert accuracy("dfn", [0.1, 0.9]).interval == (0.0, 1.0)  # of 12.7 standard errors, which no accuracy can be
+    assert accuracy("dfn", [0.1, 0.9], (0.4, 0.6)).shown == (0.4, 0.6)
+    assert accuracy("dfn", [0.3, 0.4, 0.5], (0.1, 0.3)).shown == found.interval
 
 
 def test_the_mean_over_seeds_is_taken_for_every_draw():
@@ -102,6 +105,22 @@ def test_the_mean_over_tasks_is_of_each_model_and_paired_by_seed():
     assert difference.over_seeds == pytest.approx((0.25 - reach, 0.25 + reach))
     assert (difference.over_samples, difference.clear) == (None, False)
     assert (mean.metric, mean.num_samples) == ("main metric", 200)
+
+
+def test_a_task_on_which_all_models_guess_is_named():
+    facts = {"dataset": "d", "task": "classification", "num_samples": 100, "num_classes": 10, "not_embedded": 0}
+    facts |= {"rejected": {}, "damaged": {}, "facts": {}, "outcomes": "o", "model": "m"}
+
+    def result(low, metric="acc1", **changes):
+        metrics = {metric: low + 0.05}
+        return Result(**facts | changes, key="d", metric=metric, metrics=metrics, interval=(low, low + 0.1))
+
+    (found,) = at_chance([[result(0.04)], [result(0.1)]])
+    assert found.startswith("d: all models are at chance (acc1 of a guess among 10 classes is 0.1000), so nothing can")
+    assert not list(at_chance([[result(0.04)], [result(0.11)]]))
+    assert list(at_chance([[result(0.04)]] * 9 + [[result(0.11)]]))  # as luck would have it
+    assert list(at_chance([[result(0.45, "acc5")]]))
+    assert not list(at_chance([[result(0.0, "mean_recall@1", num_classes=None)]]))
 
 
 def test_a_difference_is_bootstrapped_once(tmp_path, monkeypatch):

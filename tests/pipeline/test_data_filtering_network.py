@@ -67,6 +67,20 @@ def test_a_pool_becomes_a_workspace_which_can_be_trained_on_and_filtered(trained
 
 @pytest.mark.ray
 def test_a_ray_dataset_becomes_one_of_the_kept_rows(trained: Path) -> None:
+    for wrong, message in (
+        (
+            {"img": b"", "text": "a"},
+            r"the Ray Dataset must have a column of encoded images \(image, .*got img, text",
+        ),
+        ({"image": b""}, r"the Ray Dataset must have a column of captions \(text, caption\), got image"),
+        (
+            {"image": 3, "text": "a"},
+            r"the Ray Dataset must have its encoded images in a column of bytes, got image of",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            network(trained, "third").train(ray.data.from_items([wrong]))
+    assert not list((trained / "third").glob("datasets/*/*"))
     rows = [{"png": pair["png"], "text": pair["txt"].decode(), "n": n} for n, pair in enumerate(pairs(30))]
     rows[4]["png"] = b"broken"
     dataset = ray.data.from_items(rows, override_num_blocks=3)

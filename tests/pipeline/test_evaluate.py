@@ -251,13 +251,49 @@ def test_what_a_killed_run_lacks_is_made_again_and_nothing_else(evaluated):
 def test_a_label_must_be_a_class(evaluated):
     folder, settings, _ = evaluated
     first = settings.tasks[0].model_dump() | {"classes": ["night", "grass"]}
-    rule = r'label of sample 00000002 of test\.parquet must be 0 to 1, or one of the 2 classes .*, got "sand"'
-    with pytest.raises(InputError, match=rule):
-        run(config(folder, tasks=[first]))
-    with pytest.raises(InputError, match=r"label of sample 00000000 of test\.parquet must be .*, got none"):
-        run(config(folder, tasks=[first | {"label_field": "class"}]))
-    with pytest.raises(InputError, match=r"group of sample 00000000 of test\.parquet must be given, got none"):
-        run(config(folder, tasks=[first | {"classes": CLASSES, "group_field": "region"}]))
+    place = r"sample 0000000%d of test\.parquet \(%s\)"
+    wrong = [
+        ({}, rf'label of {place % (2, "label_field label")} must be 0 to 1, or one of the 2 classes .*, got "sand"'),
+        ({"label_field": "class"}, rf"label of {place % (0, 'label_field class')} must be .*, got none"),
+        (
+            {"classes": CLASSES, "group_field": "region"},
+            rf"group of {place % (0, 'group_field region')} must be given, got none",
+        ),
+    ]
+    for changes, rule in wrong:  # as if it had not been seen at once
+        with pytest.raises(InputError, match=rule):
+            evaluate(config(folder, tasks=[first | changes]), workers=2, progress=Progress())
+
+
+def test_what_is_wrong_with_labels_is_seen_before_any_work(evaluated):
+    folder, settings, _ = evaluated
+    cifar, _, _, probe = (task.model_dump() for task in settings.tasks)
+    wrong = [
+        (
+            cifar | {"classes": ["night", "grass"]},
+            r'^tasks\.cifar10: label of sample 00000002 of test\.parquet .*"sand"',
+        ),
+        (
+            cifar | {"label_field": "labl"},
+            r"^tasks\.cifar10: label_field must be a .* \(label\), got 'labl'; did you me",
+        ),
+        (
+            cifar | {"group_field": "region"},
+            r"^tasks\.cifar10: group_field must be a field of the samples \(label\), got",
+        ),
+        (
+            probe | {"label_field": "class"},
+            r"^tasks\.probe: label_field must be a field of the samples \(label\), got 'c",
+        ),
+    ]
+    for task, rule in wrong:
+        with pytest.raises(InputError, match=rule):
+            check(config(folder, tasks=[task]))
+    tar = {"format": "webdataset", "path": f"{folder}/sets/wds_geode_test/test/*.tar"}
+    named = {"task": "classification", "name": "tar", "data": tar}
+    check(config(folder, tasks=[named | {"classes": CLASSES}]))
+    with pytest.raises(InputError, match=r"label of sample 0002 of 0\.tar \(label_field cls\) must be 0 to 1, .*got 2"):
+        check(config(folder, tasks=[named | {"classes": CLASSES[:2]}]))
 
 
 def test_a_set_must_hold_images(evaluated):

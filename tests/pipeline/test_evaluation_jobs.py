@@ -1,5 +1,7 @@
 """Labels, captions and outcomes of an evaluation, without Ray."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,14 +12,14 @@ from pipeline.artifact import parquet_bytes
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.evaluation import jobs
 from pipeline.evaluation.jobs import ClassificationJob, Inputs, ProbeJob, RetrievalJob, read_outcomes
-from pipeline.evaluation.prepare import _captions, _images
+from pipeline.evaluation.prepare import _captions, _check_spread, _images
 from pipeline.evaluation.results import Result, aggregates
 from pipeline.labels.numbers import Place, class_numbers, distinct_labels, group_numbers, numbers_among
 from pipeline.storage import Store
 from tests.embedded_pools import uid_of
 
 CLASSES = ["cat", "7", "dog"]
-PLACES = [Place("a.tar", "k")]
+PLACES = [Place("a.tar", "k", "label_field f")]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ def test_a_label_is_a_number_or_a_name(text, number):
 
 @pytest.mark.parametrize("text", [None, "3", "-1", "7", '"bird"', "1.0", "true", "[0]", "null", '{"a": 1}', '"-1"'])
 def test_any_other_label_is_refused(text):
-    rule = r"label of sample k of a\.tar must be 0 to 2, or one of the 3 classes \('cat', '7', 'dog'\), got "
+    rule = r"label of sample k .* \(label_field f\) must be 0 to 2, or one of the 3 classes \('cat', '7', 'dog'\), got "
     with pytest.raises(InputError, match=rule):
         class_numbers(CLASSES, [text], PLACES)
 
@@ -42,7 +44,7 @@ def test_a_name_that_two_classes_have_is_no_label():
 
     texts = ["657", "744", '"836"', '"tench"']
     assert class_numbers(IMAGENET_CLASSNAMES, texts, PLACES * 4) == [657, 744, 836, 0]
-    rule = r"label of sample k of a\.tar must be a number, as the list of classes has 'missile' twice"
+    rule = r"label of sample k of a\.tar \(label_field f\) must be a number, as the list of classes has 'missile' twice"
     with pytest.raises(InputError, match=rule):
         class_numbers(IMAGENET_CLASSNAMES, ['"missile"'], PLACES)
 
@@ -51,16 +53,28 @@ def test_labels_without_a_list_are_numbered_by_what_train_has():
     labels = distinct_labels(['"b"', "10", "9", '"a"', "9"], PLACES * 5)
     assert labels == ["9", "10", '"a"', '"b"']
     assert numbers_among(labels, ['"a"', "9"], PLACES * 2) == [2, 0]
-    with pytest.raises(InputError, match=r'label of sample k of a\.tar must be one that train has, got "c"'):
+    with pytest.raises(
+        InputError, match=r'label of sample k of a\.tar \(label_field f\) must be one that train has, got "c"'
+    ):
         numbers_among(labels, ['"c"'], PLACES)
-    with pytest.raises(InputError, match=r"label of sample k of a\.tar must be given, got none"):
+    with pytest.raises(InputError, match=r"label of sample k of a\.tar \(label_field f\) must be given, got none"):
         distinct_labels([None], PLACES)
 
 
 def test_groups_are_numbered_by_name():
     assert group_numbers(['"b"', '"a"', '"b"'], PLACES * 3) == [1, 0, 1]
-    with pytest.raises(InputError, match=r"group of sample k of a\.tar must be given, got none"):
+    with pytest.raises(InputError, match=r"group of sample k of a\.tar \(label_field f\) must be given, got none"):
         group_numbers([None], PLACES)
+
+
+def test_a_test_set_of_one_class_is_told():
+    notes = []
+    run = SimpleNamespace(progress=SimpleNamespace(note=notes.append))
+    task = SimpleNamespace(name="pets")
+    _check_spread(run, task, np.array([1, 0, 1]), CLASSES)
+    assert not notes
+    _check_spread(run, task, np.array([2, 2, 2]), CLASSES)
+    assert notes[0].startswith("warning: tasks.pets: all 3 samples are of one class, 'dog'")
 
 
 def test_captions_are_lines_or_a_list():

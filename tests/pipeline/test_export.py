@@ -16,13 +16,14 @@ from operators.edits import encode_image
 from operators.errors import InputError, WorkspaceError
 from operators.images import image_hash
 from operators.uids import derive_uid
-from pipeline.artifact import Artifact, Part, publish_part
+from pipeline.artifact import Artifact, publish_part
 from pipeline.engine import Resources, engine
 from pipeline.export.run import export
 from pipeline.export.settings import Export
 from pipeline.failures import winnow_error
 from pipeline.kept import load_kept
 from pipeline.listing import list_shards
+from pipeline.parts import Part
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.readers import read_shard

@@ -21,10 +21,11 @@ from operators.kmeans import (
 from operators.levels import Effort, cluster_level, derived_seed, nearest_members
 from operators.uids import split_uids
 from pipeline import hierarchy, resampling
-from pipeline.artifact import Artifact, Part, publish_part, read_columns
+from pipeline.artifact import Artifact, publish_part, read_columns
 from pipeline.clustering import KMeansSettings
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.hierarchy import Merge, check_levels
+from pipeline.parts import Part
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.resampling import Resampling

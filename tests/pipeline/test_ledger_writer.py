@@ -4,8 +4,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import ledger_writer
-from pipeline.artifact import Artifact, Part, publish_part
+from pipeline.artifact import Artifact, publish_part
 from pipeline.ledger import find_ledger, read_ledger
+from pipeline.parts import Part
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.run import Run

@@ -99,13 +99,20 @@ def test_the_old_torch_format_is_read_too(config, trained, tmp_path, expected):
     np.testing.assert_array_equal(embed(clip(config, tmp_path / "old.pth")), expected)
 
 
-def test_an_export_folder_brings_its_own_architecture_and_transform(trained, tmp_path, expected):
+def test_an_export_folder_brings_its_own_transform_and_must_be_of_the_named_architecture(
+    config, trained, tmp_path, expected
+):
     folder = tmp_path / "export"
     folder.mkdir()
     save_file(trained, folder / "open_clip_model.safetensors")
     preprocess = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0], "interpolation": "bilinear"}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": preprocess}))
-    settings = clip("ViT-B-32", folder)
+    with pytest.raises(
+        ModelError, match=r"must be the architecture .*, such as .*export/open_clip_config\.json, got V"
+    ):
+        check_model(clip("ViT-B-32", folder))
+    check_model(clip(folder / "open_clip_config.json", folder))
+    settings = clip(config, folder)
     check_model(settings)
     encoder = build_encoder(settings, device="cpu")
     level = torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)

@@ -13,8 +13,9 @@ from operators.encoders.settings import PixelsSettings
 from operators.errors import InputError
 from operators.rejects import Damage
 from pipeline import embed
-from pipeline.artifact import Part, publish_part, read_columns
+from pipeline.artifact import publish_part, read_columns
 from pipeline.listing import list_shards
+from pipeline.parts import Part
 from pipeline.pool import Pool
 from pipeline.progress import LogProgress
 from pipeline.readers.sample import ShardEnd

@@ -1,6 +1,7 @@
 import datetime
 import decimal
 import itertools
+import pickle
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.data.extensions import ArrowPythonObjectType
 
 from operators.rejects import Damage, Reason
 from pipeline.listing import list_shards
@@ -172,6 +174,23 @@ def test_columns_nested_too_deeply_are_left_out(read):
 
     (sample,), _ = read({"jpg": [JPG], "sound": [nested(64)], "deep": [nested(65)]})
     assert sample.metadata == {"sound": nested(64)}
+
+
+class Boom:
+    """Unpickling this would run code."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def test_objects_that_a_file_brings_are_never_unpickled(read):
+    kind = ArrowPythonObjectType()  # as Ray registers it wherever ray.data is imported
+    bombs = pa.ExtensionArray.from_storage(kind, pa.array([pickle.dumps(Boom())], kind.storage_type))
+    inside = pa.StructArray.from_arrays([pa.array([JPG]), bombs], ["bytes", "more"])
+    (sample,), end = read({"jpg": [JPG], "bomb": bombs, "nested": inside, "n": [1]})
+    assert (sample.image, sample.metadata, end) == (JPG, {"n": 1}, ShardEnd(1))
+    _, end = read({"image": inside})
+    assert end.damage is Damage.UNREADABLE
 
 
 def test_keys_and_uids(read):

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from operators.errors import WorkspaceError
-from pipeline.artifact import Artifact, Part, publish_manifest
+from pipeline.artifact import Artifact, publish_manifest
 from pipeline.curate import start_run
 from pipeline.curation import Curation
 from pipeline.embed import samples_folder, samples_id
 from pipeline.listing import list_shards
+from pipeline.parts import Part
 from pipeline.progress import Progress
 from pipeline.record import RECORD, open_run, write_record
 

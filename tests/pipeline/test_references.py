@@ -4,7 +4,8 @@ import pytest
 
 from operators.errors import InputError, LimitExceeded
 from pipeline import references
-from pipeline.artifact import Artifact, Part
+from pipeline.artifact import Artifact
+from pipeline.parts import Part
 from pipeline.pool import Pool, Source
 from pipeline.progress import Progress
 from pipeline.references import embed_reference, reference_facts

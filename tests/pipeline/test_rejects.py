@@ -10,8 +10,9 @@ import pytest
 
 from operators.errors import InputError
 from pipeline import rejects
-from pipeline.artifact import Artifact, Part, publish_part
+from pipeline.artifact import Artifact, publish_part
 from pipeline.listing import list_shards
+from pipeline.parts import Part
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.readers import read_shard

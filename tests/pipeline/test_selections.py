@@ -13,8 +13,9 @@ from operators.embeddings import to_unit_float16
 from operators.errors import InputError
 from operators.hashing import keyed_hash
 from operators.selection import num_kept
-from pipeline.artifact import Artifact, Part, publish_part, read_columns
+from pipeline.artifact import Artifact, publish_part, read_columns
 from pipeline.columns import embedding_field, fixed_binary
+from pipeline.parts import Part
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from pipeline.run import Run

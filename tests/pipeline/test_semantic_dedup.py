@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.artifact import Artifact, Part, publish_part, read_columns
+from pipeline.artifact import Artifact, publish_part, read_columns
+from pipeline.parts import Part
 from pipeline.run import Plan
 from pipeline.steps.clusters import fit_of
 from pipeline.steps.semantic_dedup import SemanticDedup

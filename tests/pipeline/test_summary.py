@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.artifact import Artifact, Part
+from pipeline.artifact import Artifact
+from pipeline.parts import Part
 from pipeline.storage import Store
 from pipeline.summary import Export, print_summary, summarise, write_summary
 

@@ -17,7 +17,8 @@ from pipeline.curate import check as check_curation
 from pipeline.curate import curate
 from pipeline.curation import Curation
 from pipeline.ledger import read_ledger
-from pipeline.progress import Progress
+from pipeline.progress import Progress, StepProgress
+from pipeline.training import trainer
 from pipeline.training.examples import Examples, find_examples, open_portions, read_usable
 from pipeline.training.settings import Training
 from pipeline.training.trainer import TrainingResult, check, train
@@ -38,10 +39,25 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(settings: Training) -> TrainingResult:
+class Shown(Progress):
+    """Takes note of what a user would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.endings: list[tuple[str, bool]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def ended(self, step: StepProgress, failed: bool) -> None:
+        self.endings.append((step.name, failed))
+
+
+def run(settings: Training, progress: Progress | None = None) -> TrainingResult:
     check(settings)
     portions = open_portions(settings, workers=2, progress=Progress())
-    return train(settings, portions, workers=2, progress=Progress())
+    return train(settings, portions, workers=2, progress=progress or Progress())
 
 
 def weights(result: TrainingResult) -> dict[str, np.ndarray]:
@@ -74,6 +90,19 @@ def test_the_same_training_again_does_nothing(trained, folder):
     again = run(training(folder, "one", resources={"workers": 2, "threads": 1}))
     assert again.reused
     assert {path: path.stat().st_mtime_ns for path in (folder / "one").rglob("*") if path.is_file()} == before
+
+
+def test_what_a_user_may_not_expect_of_a_training_is_said(trained, folder, monkeypatch):
+    def stop(*_):
+        raise RuntimeError("it would begin now")
+
+    monkeypatch.setattr(trainer, "_fit", stop)
+    shown, start = Shown(), {"name": str(folder / "tiny.json"), "weights": trained.model_path}
+    with pytest.raises(RuntimeError, match="it would begin now"):
+        run(training(folder, "one", model=start, average_with_start=0.25), shown)
+    _, replaced, averaged = shown.notes  # the first of what is left out
+    assert f"one holds the model of another training ({STEPS * BATCH} samples seen, loss " in replaced
+    assert averaged.startswith("train: the finished model is an average: 0.25 of the weights of the start, which /")
 
 
 def test_two_workers_in_two_pieces_each_train_as_one_does(trained, folder):
@@ -118,8 +147,10 @@ def training_workers() -> list[int]:
 
 def test_a_loss_that_is_no_number_stops_with_the_step_the_uids_and_the_state(folder, ray_here):
     wild = training(folder, "wild", optimizer={"learning_rate": 1e30}, schedule={})
+    shown = Shown()
     with pytest.raises(TrainingDiverged, match=r"must stay a finite number, got nan in step [23]") as caught:
-        run(wild)
+        run(wild, shown)
+    assert shown.endings == [("train", True)]
     (uids,) = (folder / "wild/training").glob("*/diverged/uids.txt")
     assert len(set(uids.read_text().split())) == BATCH
     assert str(uids.parent) in str(caught.value)

@@ -15,7 +15,7 @@ from operators import torchvision_ops  # noqa: F401
 # isort: split
 import open_clip
 
-from operators.errors import TrainingDiverged, WorkspaceError
+from operators.errors import TrainingDiverged, WinnowError, WorkspaceError
 from operators.training.losses import clip_loss
 from pipeline.storage import Store
 from pipeline.training import batches, loop
@@ -53,7 +53,7 @@ class Dealer:
     """Deals a batch at a time, and takes note of a failure, as feeder and monitor do."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.records, self.first = size, [], 0
+        self.size, self.records, self.first, self.failed = size, [], 0, None
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(remote=getattr(self, f"_{name}"))
@@ -71,11 +71,17 @@ class Dealer:
     def _log(self, record: dict) -> None:
         self.records.append(record)
 
+    def _failure(self) -> WinnowError | None:
+        return self.failed
+
+    def _fail(self, failure: WinnowError) -> None:
+        self.failed = failure
+
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """A group of one, and a Ray whose references are what they refer to."""
-    here = SimpleNamespace(get=lambda value: value)
+    here = SimpleNamespace(get=lambda value: value, exceptions=loop.ray.exceptions)
     monkeypatch.setattr(loop, "ray", here)
     monkeypatch.setattr(batches, "ray", here)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -162,7 +168,15 @@ def test_a_locked_text_tower_stays(job):
 def test_an_average_lies_between_the_start_and_the_end(job):
     trained = train(job(workspace="plain"))
     averaged = job(average_with_start=0.25)
-    close(train(averaged), {name: 0.75 * trained[name] + 0.25 * tensor for name, tensor in start(averaged).items()})
+    found, before = train(averaged), start(averaged)
+    close(found, {name: 0.75 * trained[name] + 0.25 * tensor for name, tensor in before.items()})
+    changed = [name for name in before if (trained[name] - before[name]).abs().max() > 1e-3]
+    assert "visual.conv1.weight" in changed
+    for name in changed:
+        low, high = torch.minimum(before[name], trained[name]), torch.maximum(before[name], trained[name])
+        assert ((found[name] >= low - 1e-5) & (found[name] <= high + 1e-5)).all()
+        assert not torch.equal(found[name], before[name])
+        assert not torch.equal(found[name], trained[name])
 
 
 def test_an_average_with_batch_norm_has_the_statistics_of_what_it_sees(job):
@@ -196,6 +210,23 @@ def test_a_gradient_that_is_no_number_touches_nothing(job, monkeypatch, limit):
     assert not store.find("training/x/checkpoints")
     (saved,) = (name for name in store.find("training/x/diverged") if name.endswith(".pt"))
     close(torch.load(store.path(saved), weights_only=True)["model"], start(wild))
+
+
+def test_what_no_other_attempt_can_mend_is_reported_and_not_raised(job, monkeypatch):
+    broken = job()
+    monkeypatch.setattr(loop, "clamp_scale", lambda scale: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # which Ray tries again
+        loop._attempt(broken, torch.device("cpu"))
+    assert broken.monitor.failed is None
+    wild = job(workspace="wild")
+    monkeypatch.setitem(LOSSES, "clip", infinite)
+    loop._attempt(wild, torch.device("cpu"))
+    assert isinstance(wild.monitor.failed, TrainingDiverged)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    wild.monitor.failed = None
+    monkeypatch.setattr(loop, "_Worker", lambda *_: (_ for _ in ()).throw(WorkspaceError("of one worker alone")))
+    with pytest.raises(WorkspaceError):  # for which the other one would wait
+        loop._attempt(wild, torch.device("cpu"))
 
 
 def test_weights_that_are_no_numbers_are_neither_saved_nor_finished(job, monkeypatch):

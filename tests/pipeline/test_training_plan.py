@@ -1,10 +1,14 @@
 """Where the workers of a training go on clusters that are not there, and what is decided by it."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import ray
 
 from operators.errors import ConfigError
-from pipeline.training.plan import decide_encoder, place_workers
+from operators.training.ordering import Order
+from pipeline.training.plan import decide_encoder, few_classes, place_workers
 from pipeline.training.settings import Training
 
 BATCH = 24
@@ -78,3 +82,27 @@ def test_more_workers_than_gpus_train_on_cpus_and_it_is_said(cluster):
     placement = place_workers(config(workers=4))
     assert (placement.on_gpus, placement.threads) == (False, 2)
     assert placement.note == "trains on CPUs: resources.workers asks for 4 and the cluster has 2 GPUs"
+
+
+def pieces(*classes: set[int], count: int = 8, portion: int = 0) -> list[SimpleNamespace]:
+    """Shards of these classes."""
+    bits = [np.packbits(np.isin(np.arange(count), list(some))).tobytes() for some in classes]
+    return [SimpleNamespace(classes=some, portion=portion) for some in bits]
+
+
+@pytest.mark.parametrize(
+    ("shards", "window", "found"),
+    [
+        (pieces(*({number % 8} for number in range(40))), 80, "80 samples that are shuffled together are of"),
+        (pieces(*({number % 8} for number in range(40))), 800, ""),
+        (pieces(*(set(range(8)) for _ in range(40))), 80, ""),
+        (pieces(*({number % 8} for number in range(40))), 60, ""),  # too few to tell
+        ([*pieces({0}, {1}), *pieces({0}, {1}, portion=1)], 40, "are of 1 of the 4 classes"),
+        ([*pieces({0}, {1}), SimpleNamespace(classes=b"", portion=1)], 40, ""),  # captions of its own
+    ],
+)
+def test_shards_sorted_by_class_are_told_where_windows_are_of_few(shards, window, found):
+    names = tuple(map(str, range(len(shards))))
+    order = Order(0, names, (40,) * len(shards), (1.0,) * len(shards), window)
+    said = few_classes(order, shards)
+    assert (found in said) if found else said == ""

@@ -1,0 +1,131 @@
+"""A command that is run until it ends well, whatever strikes it meanwhile."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from tests.faults import commits
+from tests.faults.commits import Fault, Plan, Struck
+from tests.faults.nodes import Nodes, send
+
+DRIVER, WORKER, EXIT, NODE = "driver killed", "worker killed", commits.EXIT, "node lost"
+SECOND, FROZEN, FULL = "second driver", "writer stopped and woken", commits.DISK_FULL
+_RUN_SECONDS = 300
+_ROOT = Path(__file__).parents[2]
+
+
+class Attempts:
+    """All runs of `winnow curate` on one config.
+
+    Args:
+        home: a folder of this machine for the config, the plan and what is said.
+        config: of the curation.
+        faults: what happens meanwhile.
+        nodes: where it runs.
+
+    Attributes:
+        runs: how many there were.
+        struck: how many faults of each kind there were.
+    """
+
+    def __init__(self, home: Path, config: Mapping[str, Any], faults: list[Fault], nodes: Nodes) -> None:
+        self.runs = 0
+        self.struck: Counter[str] = Counter()
+        self.plan = Plan.write(home, config["workspace"], faults)
+        self._home = home
+        self._nodes = nodes
+        self._seen: set[int] = set()
+        (home / "config.yaml").write_text(yaml.safe_dump(dict(config)))
+
+    def finish(self) -> None:
+        """Runs it again and again, and then wakes what was stopped."""
+        while True:
+            before = len(self._seen)
+            code, said = self._run()
+            if code == 0:
+                break
+            assert len(self._seen) > before, f"{self._home.name} ended by itself with {code}:\n{said}"
+        self._nodes.wake()
+
+    def _run(self) -> tuple[int, str]:
+        """Runs it once, and strikes where it comes to a fault. Returns the exit code and what was said."""
+        self.runs += 1
+        with self._started() as (process, output):
+            deadline = time.monotonic() + _RUN_SECONDS
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"{self._home.name} must end in {_RUN_SECONDS} s, said:\n{_said(output)}")
+                self._look(process)
+                time.sleep(0.05)
+            self._look(process)
+            return process.returncode, _said(output)
+
+    @contextmanager
+    def _started(self) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+        environment = os.environ | {
+            commits.FOLDER: str(self._home),
+            "RAY_ADDRESS": self._nodes.cluster.address,
+        }
+        with tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.driver", "curate", str(self._home / "config.yaml")],
+                cwd=_ROOT,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                yield process, output
+            finally:
+                process.kill()
+                process.wait()
+
+    def _look(self, process: subprocess.Popen[bytes]) -> None:
+        for number, fault in enumerate(self.plan.faults):
+            struck = self.plan.struck(number) if number not in self._seen else None
+            if struck is not None:
+                self._seen.add(number)
+                self.struck[self._strike(number, fault.kind, struck, process)] += 1
+
+    def _strike(self, number: int, kind: str, struck: Struck, process: subprocess.Popen[bytes]) -> str:
+        """Does what a fault is; returns its kind: where a driver comes to what is a worker's, it is the driver's."""
+        if kind in (EXIT, FULL):  # the process has done it
+            return kind
+        if kind == SECOND:
+            self._turn_away()
+            self.plan.release(number)
+        elif kind == DRIVER or struck.pid == process.pid:
+            process.kill()
+            return DRIVER
+        elif kind == WORKER or struck.node not in self._nodes.nodes:
+            send(struck.pid, signal.SIGKILL)
+            return WORKER
+        elif kind == FROZEN:
+            self._nodes.stop(struck.node)
+            self.plan.release(number)
+        else:
+            self._nodes.lose(struck.node)
+        return kind
+
+    def _turn_away(self) -> None:
+        """A second driver must be told that it is one."""
+        with self._started() as (second, output):
+            code = second.wait(_RUN_SECONDS)
+            said = _said(output)
+        assert code == 2, said
+        assert "must be used by one run at a time, got a second one" in said
+
+
+def _said(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode(errors="replace")

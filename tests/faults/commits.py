@@ -1,0 +1,163 @@
+"""Where faults strike: at the commits of a driver and its workers, wherever a file becomes visible.
+
+A commit takes a number: how many commits of the same step, over all processes and attempts, came before it. A plan says
+at which numbers what goes wrong. `install` wraps the writes of `Store`, in the driver (`tests.faults.driver`) and, by
+Ray's setup hook, in each of its workers. Who strikes is the harness (`tests.faults.schedules`): a process that comes to
+a fault says so in a file, and waits there for its end, or for leave to go on.
+"""
+
+import errno
+import fcntl
+import functools
+import inspect
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.export import target
+from pipeline.storage import Store, explain_write_errors
+
+FOLDER = "WINNOW_FAULTS"
+"""The environment's name for the folder of a plan and of what came of it."""
+OUTSIDE = "outside the workspace"
+DISK_FULL, EXIT = "disk full", "process exits"
+_POLL_SECONDS = 0.05
+
+_here = threading.local()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong.
+
+    Attributes:
+        step: whose commit: the first folder of its path, or the file in the root; `OUTSIDE` for exports.
+        commit: its number.
+        after: when the file is visible already, not before.
+        kind: what happens.
+    """
+
+    step: str
+    commit: int
+    after: bool
+    kind: str
+
+
+@dataclass(frozen=True)
+class Struck:
+    """What a process says that has come to a fault: who it is, and on which node (empty for a driver)."""
+
+    pid: int
+    node: str
+
+
+class Plan:
+    """The faults of a schedule in a folder of their own, which all processes see.
+
+    Args:
+        folder: of the plan.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = json.loads((folder / "plan.json").read_text())
+        self.workspace: str = found["workspace"]
+        self.faults = [Fault(**fault) for fault in found["faults"]]
+
+    @staticmethod
+    def write(folder: Path, workspace: str, faults: list[Fault]) -> "Plan":
+        """Lays a plan down, before any process starts."""
+        (folder / "commits").mkdir(parents=True)
+        (folder / "plan.json").write_text(
+            json.dumps({"workspace": workspace, "faults": [asdict(fault) for fault in faults]})
+        )
+        return Plan(folder)
+
+    def commits(self) -> dict[str, int]:
+        """How many commits there were, by step."""
+        return {path.name: path.stat().st_size for path in sorted((self.folder / "commits").iterdir())}
+
+    def count(self, step: str) -> int:
+        """Takes the next number of a step."""
+        with (self.folder / "commits" / step).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            number = os.fstat(file.fileno()).st_size
+            file.write(b".")
+            file.flush()
+            return number
+
+    def struck(self, number: int) -> Struck | None:
+        """Who came to a fault, if anybody has."""
+        path = self.folder / f"{number}.struck"
+        return Struck(**json.loads(path.read_text())) if path.exists() else None
+
+    def release(self, number: int) -> None:
+        """Lets the process that waits at a fault go on."""
+        (self.folder / f"{number}.go").touch()
+
+    def come_to(self, number: int, url: str) -> None:
+        """Called by the process that has come to a fault."""
+        kind = self.faults[number].kind
+        partial = self.folder / f"{number}.struck~"
+        partial.write_text(json.dumps(asdict(Struck(os.getpid(), _node()))))
+        partial.rename(self.folder / f"{number}.struck")
+        if kind == EXIT:
+            os._exit(1)
+        if kind == DISK_FULL:
+            with explain_write_errors(url):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        while not (self.folder / f"{number}.go").exists():
+            time.sleep(_POLL_SECONDS)
+
+
+def install() -> None:
+    """Wraps the writes of this process."""
+    plan = Plan(Path(os.environ[FOLDER]))
+    for name in ("publish_file", "publish", "replace"):
+        method = getattr(Store, name)
+        signature = inspect.signature(method)
+
+        def locate(*values: Any, signature: inspect.Signature = signature, **named: Any) -> tuple[str, str]:
+            bound = signature.bind(*values, **named).arguments
+            return bound["self"].url, bound["name"]
+
+        setattr(Store, name, _counted(method, locate, plan))
+    target._put = _counted(target._put, lambda store, scratch, name: (store.url, name), plan)  # exports replace files
+
+
+def _counted(write: Callable[..., Any], locate: Callable[..., tuple[str, str]], plan: Plan) -> Callable[..., Any]:
+    @functools.wraps(write)
+    def counted(*values: Any, **named: Any) -> Any:
+        url, name = locate(*values, **named)
+        if getattr(_here, "writing", False) or name.startswith("."):  # one write inside another; probes, leases
+            return write(*values, **named)
+        _here.writing = True
+        try:
+            step = name.partition("/")[0] if url.rstrip("/") == plan.workspace.rstrip("/") else OUTSIDE
+            commit = plan.count(step)
+            found = [i for i, fault in enumerate(plan.faults) if (fault.step, fault.commit) == (step, commit)]
+            for number in found:
+                if not plan.faults[number].after:
+                    plan.come_to(number, url)
+            result = write(*values, **named)
+            for number in found:
+                if plan.faults[number].after:
+                    plan.come_to(number, url)
+            return result
+        finally:
+            _here.writing = False
+
+    return counted
+
+
+def _node() -> str:
+    """Where this worker runs; empty for a driver."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return str(context.get_node_id()) if context.worker.mode == ray.WORKER_MODE else ""
