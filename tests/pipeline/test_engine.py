@@ -21,7 +21,8 @@ def ray_starts(monkeypatch):
     ]
 
     def init(**options):
-        starts.append(options | {"PYTHONPATH": os.environ.get("PYTHONPATH")})
+        policy = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+        starts.append(options | {"PYTHONPATH": os.environ.get("PYTHONPATH"), "policy": policy})
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name, replacement in (
@@ -47,6 +48,14 @@ def test_without_an_address_ray_starts_here(ray_starts):
     with engine(Resources(workers=2)):
         assert ray_starts[0]["address"] == "local"
         assert ray_starts[0]["num_cpus"] == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="the system has no such policies")
+def test_what_starts_here_is_batch_work_and_the_driver_is_not(ray_starts):
+    before = os.sched_getscheduler(0)
+    with engine(Resources(workers=2)):
+        assert os.sched_getscheduler(0) == before
+    assert ray_starts[0]["policy"] == os.SCHED_BATCH
 
 
 @pytest.mark.parametrize("before", [None, "/somewhere"])
