@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.export import target
 from pipeline.storage import Store, explain_write_errors
 
 FOLDER = "WINNOW_FAULTS"
@@ -118,7 +117,7 @@ class Plan:
 def install() -> None:
     """Wraps the writes of this process."""
     plan = Plan(Path(os.environ[FOLDER]))
-    for name in ("publish_file", "publish", "replace"):
+    for name in ("publish_file", "publish", "replace_file", "replace"):
         method = getattr(Store, name)
         signature = inspect.signature(method)
 
@@ -127,7 +126,6 @@ def install() -> None:
             return bound["self"].url, bound["name"]
 
         setattr(Store, name, _counted(method, locate, plan))
-    target._put = _counted(target._put, lambda store, scratch, name: (store.url, name), plan)  # exports replace files
 
 
 def _counted(write: Callable[..., Any], locate: Callable[..., tuple[str, str]], plan: Plan) -> Callable[..., Any]:
