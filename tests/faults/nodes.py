@@ -10,6 +10,8 @@ from ray.cluster_utils import Cluster
 
 _NODE = {"num_cpus": 2, "object_store_memory": 100_000_000}
 _HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
+_KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "5000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
+"""Of the connection to a worker that is stopped, not ended. By Ray's own choice a task on it is lost after 7 minutes."""
 _WAKE_SECONDS = 60
 
 
@@ -17,6 +19,7 @@ class Nodes:
     """A head without CPUs, for drivers, and two nodes that may be lost."""
 
     def __init__(self) -> None:
+        os.environ.update(_KEEPALIVE)  # of the drivers, too
         head = {**_NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": _HEALTH}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = {node.node_id: node for node in (self.cluster.add_node(**_NODE) for _ in range(2))}

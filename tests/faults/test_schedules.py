@@ -15,6 +15,7 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_schedules(tmp_path, no_ray):
