@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 _NODE = {"num_cpus": 2, "object_store_memory": 100_000_000}
 _HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
 _KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "5000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
-"""Of the connection to a worker that is stopped, not ended. By Ray's own choice a task on it is lost after 7 minutes."""
+"""Of a connection to a worker that is stopped, not ended: by Ray's own choice it would take seven minutes to notice."""
 _WAKE_SECONDS = 60
 
 
