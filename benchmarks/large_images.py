@@ -10,20 +10,20 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import ray
 from PIL import Image
 from ray._private.internal_api import memory_summary
 
 from pipeline.curate import run_curation
 from pipeline.curation import Curation
+from pipeline.engine import engine
 
 WIDTH, HEIGHT = 5_000, 4_000
 STORE_BYTES = 80_000_000
@@ -55,10 +55,12 @@ def main() -> None:
         folder = Path(name)
         write_pool(folder / "pool", options.images)
         bytes_ = sum(path.stat().st_size for path in (folder / "pool").iterdir())
-        with Watch() as watch:
-            summary = run_curation(curation(folder, options.workers))
+        config = curation(folder, options.workers)
+        with engine(config.resources), Watch() as watch:
+            summary = run_curation(config)
+            spilled = spilled_mebibytes()
     print(f"{options.images} images of {WIDTH} x {HEIGHT}, {bytes_ / 1e6:.0f} MB in tars, {summary.kept} kept")
-    print(f"spilled: {watch.spilled / 1e6:.0f} MB of an object store of {STORE_BYTES / 1e6:.0f} MB")
+    print(f"spilled: {spilled} MiB, past an object store of {STORE_BYTES / 1e6:.0f} MB")
     for kind, peak in sorted(watch.peaks.items(), key=lambda item: -item[1]):
         print(f"{kind:<40} peak {peak / 1e6:7.0f} MB")
 
@@ -90,17 +92,21 @@ def processes(pid: int) -> Iterator[Path]:
                 yield from processes(int(child))
 
 
+def spilled_mebibytes() -> int:
+    """What Ray has written to disk for want of room, since it started."""
+    found = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))
+    return int(found[1]) if found else 0
+
+
 class Watch:
-    """Looks at every process of this run, and at what Ray has spilled, until it is left.
+    """Looks at every process of this run until it is left.
 
     Attributes:
         peaks: kind of process -> most resident bytes of any one, shared memory not counted.
-        spilled: bytes.
     """
 
     def __init__(self) -> None:
         self.peaks: dict[str, int] = {}
-        self.spilled = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -113,7 +119,6 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        looked = 0.0
         while not self._stop.wait(_POLL_SECONDS):
             for path in processes(os.getpid()):
                 try:
@@ -124,14 +129,6 @@ class Watch:
                     continue
                 kind = "driver" if path.name == str(os.getpid()) else Path(title).name.partition(".")[0]
                 self.peaks[kind] = max(self.peaks.get(kind, 0), own)
-            if ray.is_initialized() and time.monotonic() - looked > 1:
-                looked = time.monotonic()
-                try:
-                    words = memory_summary(stats_only=True).replace(",", " ").split()
-                except Exception:  # Ray is going down
-                    continue
-                if "Spilled" in words:
-                    self.spilled = max(self.spilled, int(words[words.index("Spilled") + 1]) * 2**20)
 
 
 if __name__ == "__main__":

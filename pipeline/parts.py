@@ -112,8 +112,7 @@ class Parts(Sequence[Part]):
             and all(a == b for a, b in zip(self, other, strict=True))
         )
 
-    def __hash__(self) -> int:
-        return hash(tuple(self.column("id")))
+    __hash__ = None  # type: ignore[assignment]  # it grows while it is made
 
     def __repr__(self) -> str:
         return f"Parts({list(self)})"
