@@ -137,24 +137,37 @@ def _inherited() -> Iterator[None]:
 
     What is importable here is importable in its workers. The working folder comes last, so that a user's `queue.py`
     does not stand in for the standard library's.
-
-    They are scheduled as batch work where the system knows that. Each idle worker of Ray wakes up a hundred times a
-    second, and would push aside a thread that computes, for which all other threads of its kind then wait.
     """
     paths = [*filter(None, sys.path), str(Path.cwd())]
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", *_OPTIONS)}
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     for name, value in _OPTIONS.items():
         os.environ.setdefault(name, value)
-    policy = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
-    if policy == os.SCHED_OTHER:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
-        yield
+        with _as_batch_work():
+            yield
     finally:
-        if policy == os.SCHED_OTHER:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         for name, earlier in before.items():
             del os.environ[name]
             if earlier is not None:
                 os.environ[name] = earlier
+
+
+@contextlib.contextmanager
+def _as_batch_work() -> Iterator[None]:
+    """Has the processes started inside scheduled as batch work, where the system knows that and allows it.
+
+    Each idle worker of Ray wakes up a hundred times a second, and would push aside a thread that computes, for which
+    all other threads of its kind then wait.
+    """
+    if not hasattr(os, "sched_setscheduler") or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield
+        return
+    ordinary = os.sched_param(0)
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, ordinary)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, ordinary)

@@ -58,6 +58,13 @@ def test_what_starts_here_is_batch_work_and_the_driver_is_not(ray_starts):
     assert ray_starts[0]["policy"] == os.SCHED_BATCH
 
 
+def test_a_system_that_knows_no_batch_work_does_without(ray_starts, monkeypatch):
+    for name in ("sched_setscheduler", "SCHED_OTHER", "SCHED_BATCH"):
+        monkeypatch.delattr(os, name, raising=False)
+    with engine(Resources(workers=2)):
+        assert ray_starts
+
+
 @pytest.mark.parametrize("before", [None, "/somewhere"])
 def test_workers_find_the_working_folder_last(ray_starts, tmp_path, monkeypatch, before):
     monkeypatch.chdir(tmp_path)
