@@ -60,6 +60,16 @@ class Tally:
         """Whether nothing was lost, doubled, left visible or different."""
         return not (self.lost or self.twice or self.orphans or self.different)
 
+    def add(self, other: "Tally") -> None:
+        """Adds what other schedules came to."""
+        self.faults += other.faults
+        self.schedules += other.schedules
+        self.runs += other.runs
+        self.lost += other.lost
+        self.twice += other.twice
+        self.orphans += other.orphans
+        self.different += other.different
+
     def show(self) -> str:
         """A table."""
         lines = [f"{kind:<28}{count:>7,}" for kind, count in sorted(self.faults.items())]

@@ -194,9 +194,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in options.case or ("curation", "learned"):
             tally = Tally()
             for seed in range(options.first, options.first + options.seeds):
-                started = time.monotonic()
-                harness.run(case, seed, tally)
-                print(f"{case} {seed}: {time.monotonic() - started:.0f} s", flush=True)
+                started, one = time.monotonic(), Tally()
+                harness.run(case, seed, one)
+                tally.add(one)
+                seconds = time.monotonic() - started
+                end = "as undisturbed" if one.good else one.show()
+                print(
+                    f"{case} {seed}: {one.faults.total()} faults, {one.runs} runs, {seconds:.0f} s, {end}", flush=True
+                )
             print(f"== {case}\n{tally.show()}", flush=True)
             good = good and tally.good
     return 0 if good else 1
