@@ -7,6 +7,7 @@
 A file that no claim of this workspace lists belongs to somebody else and is never touched.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
@@ -41,6 +42,11 @@ class Claim:
         return f"{FOLDER}/{self.address}"
 
     @property
+    def path(self) -> str:
+        """The claim itself, in the workspace."""
+        return f"{self.home}/claim.json"
+
+    @property
     def receipt(self) -> str:
         """The export's receipt in the workspace."""
         return f"{self.home}.json"
@@ -60,10 +66,12 @@ class Claim:
         return (self.format, self.url) == (other.format, other.url) and self.address != other.address
 
 
-def read_claims(workspace: Store) -> list[Claim]:
-    """The claims of all exports of a workspace."""
-    names = [name for name in workspace.find(FOLDER) if name.endswith("/claim.json")]
+def read_claims(workspace: Store, mine: Claim) -> list[Claim]:
+    """The claims of all exports of a workspace. This one's is asked for by name: a store's listing may lag behind."""
+    names = [name for name in workspace.find(FOLDER) if name.endswith("/claim.json") and name != mine.path]
     records = [workspace.read_json(name) for name in names]
+    with contextlib.suppress(FileNotFoundError):
+        records.append(workspace.read_json(mine.path))
     return [Claim(**record | {"names": tuple(record["names"])}) for record in records]
 
 
@@ -105,7 +113,7 @@ def supersede(workspace: Store, mine: Claim, claims: list[Claim]) -> list[Claim]
     for claim in older:
         workspace.remove(claim.receipt)
         workspace.remove(claim.receipts)
-    workspace.replace(f"{mine.home}/claim.json", to_json(asdict(mine)))
+    workspace.replace(mine.path, to_json(asdict(mine)))
     return older
 
 

@@ -66,7 +66,7 @@ def export(run: Run, settings: ExportSettings) -> Export:
     stages = _FORMATS[settings.format].plan(run, settings)
     names = tuple(name for stage in stages for piece in stage for name in piece.names)
     mine = Claim(address, settings.format, target.url, target.store.url, names)
-    claims = read_claims(run.store)
+    claims = read_claims(run.store, mine)
     check_target(target, mine, claims, sizes)
     older = supersede(run.store, mine, claims)
     files = _write(run, target, mine, stages)

@@ -222,6 +222,18 @@ def test_a_killed_export_goes_on(tmp_path):
     assert {name: (tmp_path / "out" / name).stat().st_ino for name in kept} == kept
 
 
+def test_an_export_knows_its_files_while_listings_lag_behind(tmp_path, monkeypatch):
+    run = two_shards(tmp_path)
+    run_export(run, tmp_path / "out", format="webdataset")
+    whole = sums(tmp_path / "out")
+    (receipt,) = (tmp_path / "work/exports").glob("*.json")
+    receipt.unlink()
+    find = Store.find
+    monkeypatch.setattr(Store, "find", lambda store, name: {} if name == "exports" else find(store, name))
+    run_export(run, tmp_path / "out", format="webdataset")
+    assert sums(tmp_path / "out") == whole
+
+
 def test_a_lost_file_is_written_again(tmp_path):
     run = two_shards(tmp_path)
     run_export(run, tmp_path / "out", format="webdataset")
