@@ -105,13 +105,12 @@ def unseal(data: bytes, hook: Hook | None = None) -> Any:
     Raises:
         ValueError: it is no JSON, or not what was sealed.
     """
-    if match := _SEAL.match(data):
-        data = b"{" + data[match.end() :]
-        if (own := _seal(data)) != match[1]:
-            raise ValueError(f"a content whose digest is {own.decode()}, not {match[1].decode()}")
-    text = data.decode()
+    is_sealed, text = _check_seal(data), data.decode()
     del data  # of a hundred thousand parts it is large
-    return json.loads(text, object_hook=hook)
+    record = json.loads(text, object_hook=hook)
+    if is_sealed:
+        del record["seal"]
+    return record
 
 
 def read_sealed(store: Store, path: str, hook: Hook | None = None) -> Any:
@@ -184,5 +183,16 @@ def _read_footer(file: BinaryIO) -> bytes:
     return tail[-length:]
 
 
-def _seal(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=8).hexdigest().encode()
+def _check_seal(data: bytes) -> bool:
+    """Whether bytes begin with a seal. Raises ValueError where it is not theirs."""
+    match = _SEAL.match(data)
+    if match and (own := _seal(b"{", memoryview(data)[match.end() :])) != match[1]:
+        raise ValueError(f"a content whose digest is {own.decode()}, not {match[1].decode()}")
+    return match is not None
+
+
+def _seal(*body: bytes | memoryview) -> bytes:
+    hasher = hashlib.blake2b(digest_size=8)
+    for piece in body:
+        hasher.update(piece)
+    return hasher.hexdigest().encode()
