@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from operators.encoders.settings import StoredSettings
+from operators.encoders.settings import ModelSettings, StoredSettings
 from operators.errors import ModelError
 from pipeline.artifact import Artifact
 from pipeline.curation import Curation
@@ -53,7 +53,7 @@ def check(config: Curation, *, dry: bool = False) -> list[Shard]:
     steps = {step.title: step for step in config.steps}
     for step in config.steps:
         step.check()
-        step.check_scores(lambda score: steps[score].scored_by(config.models))
+        step.check_scores(lambda score: steps[score].scored_by(_decided_models(config)))
     stores = [config.store, *(open_target(target).store for target in config.export)]
     for store in [] if dry else stores:
         store.check_writable()
@@ -104,12 +104,17 @@ def start_run(config: Curation, shards: Sequence[Shard], *, workers: int, progre
         pool=config.pool,
         shards=shards,
         seed=config.seed,
-        models={name: decide_precision(settings) for name, settings in config.models.items()},
+        models=_decided_models(config),
         workers=workers,
         threads=config.resources.threads,
+        gpus=config.resources.gpus,
         progress=progress,
         dry=dry,
     )
+
+
+def _decided_models(config: Curation) -> dict[str, ModelSettings]:
+    return {name: decide_precision(settings, config.resources.gpus) for name, settings in config.models.items()}
 
 
 def run_steps(run: Run, steps: Sequence[Step]) -> Iterator[Artifact]:

@@ -33,7 +33,7 @@ class Curation(BaseModel):
         steps: in order.
         export: what is written outside the workspace in the end.
         report: whether `report.html` is written.
-        resources: what the run may use. Changes no result.
+        resources: what the run may use. Changes no result, but that `gpus` decides a precision of `auto`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

@@ -108,7 +108,7 @@ def _stream(
     known = [part.counts["kept"] for part in entering if part]
     total = sum(known) if len(known) == len(works) else None
     with run.progress.step(title, total) as progress:
-        for folder, part_id, part in run_pass(job, works, workers=run.workers, progress=progress):
+        for folder, part_id, part in run_pass(job, works, workers=run.workers, gpus=run.gpus, progress=progress):
             by_folder[folder][part_id] = part
 
 

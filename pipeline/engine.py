@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 import ray.data
 from pydantic import BaseModel, ConfigDict, Field
+from ray.util import placement_group, remove_placement_group
 
 from operators.errors import ConfigError
 from pipeline.placement import check_threads
@@ -22,6 +23,11 @@ from pipeline.placement import check_threads
 _STDERR = 2
 
 _REACH_SECONDS = 10
+
+_GROW_SECONDS = 300
+"""Nodes of a cloud take one to four minutes to come."""
+
+_log = logging.getLogger(__name__)
 
 _OPTIONS = {
     # Ray ends an idle worker after a second when all CPUs are taken: each deal of a training would start a process.
@@ -35,8 +41,12 @@ _OPTIONS = {
 class Resources(BaseModel):
     """What a run may use.
 
+    Where it joins a cluster that grows, `workers` and `gpus` say how far: nodes come for work that waits, and nobody
+    but the config can tell how many there may be.
+
     Attributes:
-        workers: CPU workers that each step is spread over. Default: the CPUs of the machine or cluster.
+        workers: CPU workers that each step is spread over. Default: the CPUs of the machine or cluster at the start.
+        gpus: GPUs that encoders and k-means may use; 0 keeps to CPUs. Default: those that are there when a step begins.
         threads: threads of each worker of a numeric step.
         object_store_bytes: shared memory for data in flight, when the job starts Ray itself. Default: Ray's own choice.
     """
@@ -44,6 +54,7 @@ class Resources(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workers: int | None = Field(default=None, ge=1)
+    gpus: int | None = Field(default=None, ge=0)
     threads: int = Field(default=1, ge=1)
     object_store_bytes: int | None = Field(default=None, ge=80_000_000)
 
@@ -55,7 +66,7 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
     Joins the cluster at `address` or `RAY_ADDRESS`, or the one this process is connected to; else starts Ray here.
 
     Raises:
-        ConfigError: no cluster can be reached at the address, or no node has as many CPUs as a worker is to use.
+        ConfigError: no cluster can be reached at the address, it has no CPUs, or no node has as many as a worker uses.
     """
     joined = ray.is_initialized()
     with contextlib.ExitStack() as stack:
@@ -64,14 +75,43 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
             stack.callback(ray.shutdown)
             with _terminable_as_before():
                 _connect(resources, address or os.environ.get("RAY_ADDRESS"))
+        cpus = _grown(resources)
         check_threads(resources.threads)
         # Progress is shown by the jobs themselves; Ray Data would draw its own bars and log that it does not.
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         # A small pool has fewer chunks than there are encoders.
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        yield min(resources.workers or cpus, cpus)
+        yield resources.workers or cpus
+
+
+def _grown(resources: Resources) -> int:
+    """The CPUs of a cluster, which is given the time to grow to those that the config asks for.
+
+    Steps that need all of their workers at once take what is there: begun a minute early, a resumed k-means of hours
+    would run on one node. What is waited for is reserved meanwhile, and is asked for no longer once this process ends.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    wanted, cpus = resources.workers or 0, _num_cpus()
+    if wanted > cpus:
+        _log.warning("waiting for the cluster to have %d CPUs (resources.workers), it has %d", wanted, cpus)
+        nodes = placement_group([{"CPU": resources.threads}] * -(-wanted // resources.threads))
+        try:
+            nodes.wait(_GROW_SECONDS)
+        finally:
+            remove_placement_group(nodes)
+        cpus = _num_cpus()
+        _log.warning("going on with %d CPUs", cpus)
+    if not cpus:
+        rule = "must be set to what it may grow to" if not wanted else "must be what its nodes can have"
+        raise ConfigError(f"resources.workers {rule} for a cluster that has no CPUs, got {resources.workers}")
+    return cpus
+
+
+def _num_cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 0))
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from pipeline.first_centroids import choose
 from pipeline.iterations import Iterations, State
 from pipeline.kmeans_keys import Loader, load_keys
 from pipeline.kmeans_worker import Setup, Worker
+from pipeline.placement import cpu_work
 from pipeline.selection import KeyHolder, find_cutoffs
 
 _SLICE_BYTES = 64 * 2**20
@@ -53,7 +54,7 @@ def fit(
     *,
     seed: int,
     threads: int,
-    device: str = "cpu",
+    on_gpus: bool = False,
     progress: Callable[[int, float], None] | None = None,
     saved: Iterations | None = None,
 ) -> KMeansFit:
@@ -64,15 +65,18 @@ def fit(
         settings: how to cluster; the number of clusters must be known.
         seed: of all draws.
         threads: of each actor. All actors run at once, so their CPUs must be there (`pipeline.placement`).
-        device: where the actors screen; each takes one GPU where this is not `cpu`.
+        on_gpus: whether each actor takes a GPU as well, and screens there.
         progress: called with the number of updates made so far and the inertia.
         saved: where the state of each iteration is kept. A fit that was stopped goes on from there.
 
     Raises:
         InputError: more clusters than rows with an embedding, or more rows than exact sums can hold.
     """
-    setup = Setup(settings, seed, threads, device, _sample(loaders, settings, seed))
-    actor = ray.remote(Worker).options(num_cpus=threads, num_gpus=int(device != "cpu"), **_RESTARTS)
+    setup = Setup(settings, seed, threads, on_gpus, _sample(loaders, settings, seed))
+    here = {} if on_gpus else cpu_work(threads * len(loaders))
+    # On as many nodes as there are, since the embeddings fill their memory.
+    options = {**_RESTARTS, **here, "scheduling_strategy": "SPREAD"}
+    actor = ray.remote(Worker).options(num_cpus=threads, num_gpus=int(on_gpus), **options)
     # Ray restarts an actor with what it was first given, for as long as somebody here refers to that (issue 53727).
     held = [ray.put(loader) for loader in loaders]
     workers = [actor.remote(loader, setup) for loader in held]

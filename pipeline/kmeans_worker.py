@@ -36,15 +36,20 @@ class Setup:
         settings: how to cluster, with nothing left open.
         seed: of every draw.
         threads: of each actor.
-        device: where they screen.
+        on_gpus: whether each has a GPU.
         sample: which rows to fit on; None for all of them.
     """
 
     settings: KMeansSettings
     seed: int
     threads: int
-    device: str
+    on_gpus: bool
     sample: Cutoffs | None
+
+    @property
+    def device(self) -> str:
+        """Where this process screens: on its GPU, unless that is one that Ray counts and CUDA cannot use."""
+        return "cuda" if self.on_gpus and torch.cuda.is_available() else "cpu"
 
     def part(self, x_ND: NDArray[np.float16]) -> Part:
         """Rows, ready to be assigned as the settings say."""

@@ -68,7 +68,10 @@ def open_run(store: Store, *, workers: int, progress: Progress) -> tuple[Run, Cu
     record = read_record(store)
     config = Curation.model_validate(record["config"])
     shards = list_shards(config.pool)
-    run = Run(store, config.pool, shards, config.seed, config.models, workers, config.resources.threads, progress)
+    resources = config.resources
+    run = Run(
+        store, config.pool, shards, config.seed, config.models, workers, resources.threads, progress, resources.gpus
+    )
     for name, place in record["artifacts"].items():
         run.artifacts[name] = read_manifest(store, place["folder"], place["manifest"])
     for title, place in record["clusters"].items():

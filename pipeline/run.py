@@ -90,6 +90,7 @@ class Run:
         models: settings by name.
         workers: CPU workers that tasks and actors are spread over.
         threads: threads of each worker of a numeric step.
+        gpus: GPUs that it may use, also such as are still to come; None for all that there are.
         step_started: when the present step began, of which its artifact's seconds are counted.
         dry: whether to stop, with NotPublished, at the first thing that would have to be made.
         artifacts: all made or found so far, by step name.
@@ -106,6 +107,7 @@ class Run:
     workers: int
     threads: int
     progress: Progress
+    gpus: int | None = None
     dry: bool = False
     step_started: float = field(default_factory=time.monotonic)
     artifacts: dict[str, Artifact] = field(default_factory=dict)

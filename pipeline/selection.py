@@ -30,6 +30,7 @@ from operators.selection import (
     summarise,
     tighten,
 )
+from pipeline import placement
 from pipeline.run import Plan, Unit, read_unit
 from pipeline.storage import Store
 
@@ -63,7 +64,7 @@ def plan_cutoffs(plan: Plan, keys: Callable[[pa.Table], Keys], quotas_G: NDArray
         keys: what is ranked of one shard's table; picklable.
         quotas_G: int64, rows to keep of each group.
     """
-    groups = plan.groups(plan.run.workers)
+    groups = plan.groups(placement.num_actors(plan.run.workers, 1))  # all of them at once
     loaders = [partial(_load, plan.run.store, tuple(group), keys) for group in groups]
     return exact_cutoffs(loaders, quotas_G, len(groups))
 

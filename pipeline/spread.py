@@ -5,6 +5,8 @@ from typing import Any, TypeVar, cast
 
 import ray
 
+from pipeline.placement import cpu_work
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,7 +33,8 @@ def spread(
     if not items:
         return
     shared = ray.put(function)
-    task = ray.remote(_run_group).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)
+    here = {} if num_gpus else cpu_work(workers)
+    task = ray.remote(_run_group).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3, **here)
     groups = iter(_grouped(items, workers))
     in_flight: list[Any] = []
     while True:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.clustering import KMeansSettings
 from pipeline.duplicates.layout import Split, cut_giants
-from pipeline.placement import num_actors
+from pipeline.placement import num_actors, num_on_gpus
 from pipeline.run import Plan
 from pipeline.steps.clusters import load
 
@@ -44,9 +44,11 @@ def _split(plan: Plan, path: str, giant: tuple[int, int], largest: int) -> tuple
     from pipeline.kmeans import fit  # imports torch
 
     run, (cluster, rows) = plan.run, giant
-    loaders = plan.blocks(plan.groups(num_actors(run.workers, run.threads)), partial(_load_cluster, cluster))
+    gpus = num_on_gpus(run.gpus, run.threads)
+    groups = plan.groups(gpus or num_actors(run.workers, run.threads))
+    loaders = plan.blocks(groups, partial(_load_cluster, cluster))
     settings = KMeansSettings(clusters=min(_SPARE * -(-rows // largest), rows), iterations=_ITERATIONS)
-    fitted = fit(loaders, settings, seed=run.seed, threads=run.threads)
+    fitted = fit(loaders, settings, seed=run.seed, threads=run.threads, on_gpus=gpus > 0)
     sink = io.BytesIO()
     np.savez(sink, centroids_KD=fitted.centroids_KD)
     run.store.replace(path, sink.getvalue())

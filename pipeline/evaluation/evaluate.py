@@ -74,15 +74,16 @@ def evaluate(config: Evaluation, *, workers: int, progress: Progress) -> list[Re
         UserError, LimitExceeded: nothing half-done is visible; a later run goes on from what was published.
     """
     config = config.resolved()
-    tasks = expand(config)
+    tasks, resources = expand(config), config.resources
     run = Run(
         store=config.store,
         pool=next(iter(tasks[0].pools.values())),
         shards=[],
         seed=config.seed,
-        models={name: decide_precision(settings) for name, settings in config.models.items()},
+        models={name: decide_precision(settings, resources.gpus) for name, settings in config.models.items()},
         workers=workers,
-        threads=config.resources.threads,
+        threads=resources.threads,
+        gpus=resources.gpus,
         progress=progress,
     )
     results: list[Result] = []

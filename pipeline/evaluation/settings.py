@@ -25,7 +25,7 @@ class Evaluation(BaseModel):
         tasks: in order.
         bootstrap: draws for the 95 % interval of each main metric; 0 leaves intervals out.
         seed: of the draws, and of what a linear probe holds out.
-        resources: what the run may use. Changes no result.
+        resources: what the run may use. Changes no result, but that `gpus` decides a precision of `auto`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.embeddings import to_unit_float16
+from operators.encoders.base import Device
 from operators.errors import ModelError
 from pipeline.integrity import read_arrays
 from pipeline.models import build_encoder, build_preprocessor, model_identity
-from pipeline.placement import num_actors
+from pipeline.placement import num_on_gpus
 from pipeline.run import Run
 from pipeline.spread import spread
 from pipeline.storage import Store, digest
@@ -49,9 +50,10 @@ def embed_texts(run: Run, models: Sequence[str], texts: Sequence[str]) -> dict[s
         if not run.store.exists(name)
     ]
     if missing:
-        gpus = 1.0 if num_actors(run.workers, 1, on_gpus=True) else 0.0
+        gpus = min(1, num_on_gpus(run.gpus))
+        embed = partial(_embed, run.store, "auto" if gpus else "cpu")
         with run.progress.step("prompts", sum(len(work.texts) for work in missing), "texts") as progress:
-            for done in spread(partial(_embed, run.store), missing, workers=run.workers, num_gpus=gpus):
+            for done in spread(embed, missing, workers=run.workers, num_gpus=gpus):
                 progress.advance(done)
     return names
 
@@ -72,8 +74,8 @@ class _Work:
     texts: Sequence[str]
 
 
-def _embed(store: Store, work: _Work) -> int:
-    encoder = build_encoder(work.settings, threads=THREADS)
+def _embed(store: Store, device: Device, work: _Work) -> int:
+    encoder = build_encoder(work.settings, device=device, threads=THREADS)
     rows_PD, sound_P = to_unit_float16(encoder.encode_texts(build_preprocessor(work.settings).text(work.texts)))
     if not sound_P.all():
         text = work.texts[int(np.flatnonzero(~sound_P)[0])]

@@ -16,7 +16,7 @@ from ray.util import ActorPool
 from pipeline.filters.files import TrainedFilter
 from pipeline.filters.pairs import PairReader, Pairs, has_image, has_pair
 from pipeline.parts import Part
-from pipeline.placement import num_actors
+from pipeline.placement import num_actors, num_on_gpus
 from pipeline.pool import Pool, Shard
 from pipeline.run import Plan, Unit, attribute_unit
 from pipeline.storage import Store
@@ -52,7 +52,7 @@ def score_shards(plan: Plan, trained: TrainedFilter, build: Build) -> Iterator[P
         build: loads it.
     """
     run = plan.run
-    gpus = num_actors(run.workers, 1, on_gpus=True)
+    gpus = num_on_gpus(run.gpus)
     rows = sum(unit.rows for unit in plan.units)
     count = min(gpus or num_actors(run.workers, 1), len(plan.units), max(1, -(-rows // _ROWS_PER_ACTOR)))
     options = {"num_cpus": 1, "num_gpus": 1 if gpus else 0, "max_restarts": 4, "max_task_retries": 4}

@@ -15,7 +15,7 @@ from pipeline.failures import causes
 from pipeline.filters.drawing import Drawn
 from pipeline.filters.memory import check_room
 from pipeline.filters.pairs import PairReader, Pairs, join_pairs
-from pipeline.placement import num_actors
+from pipeline.placement import num_on_gpus
 from pipeline.run import Plan, Run
 
 Learn = Callable[[Sequence[Pairs]], Iterator[float | bytes]]
@@ -72,7 +72,7 @@ def train(run: Run, title: str, learn: Learn, sets: Sequence[Wanted], effort: Ef
     what = f"{sum(each.drawn.count for each in sets):,} images of {side} x {side} pixels"
     check_room(title, sum(each.size for each in sets), what, "lower image_size, or give fewer")
     # Its CPUs and its GPU must be those of one node, or it would wait for ever.
-    gpus = min(1, num_actors(effort.threads, effort.threads, on_gpus=True))
+    gpus = min(1, num_on_gpus(run.gpus, effort.threads))
     task = ray.remote(_learn).options(num_cpus=effort.threads, num_gpus=gpus, num_returns="streaming", max_retries=3)
     try:
         with run.progress.step(title, effort.updates, unit="updates") as progress:

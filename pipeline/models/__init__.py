@@ -81,18 +81,24 @@ def model_identity(settings: ModelSettings) -> str:
     return json.dumps(_library(settings).identity(settings), sort_keys=True, separators=(",", ":"))
 
 
-def decide_precision(settings: ModelSettings) -> ModelSettings:
-    """The settings with `precision: auto` decided: bfloat16 where this machine has a CUDA device, else float32.
+def decide_precision(settings: ModelSettings, gpus: int | None = None) -> ModelSettings:
+    """The settings with `precision: auto` decided: bfloat16 where it will run on GPUs, else float32.
 
     Asked once for a run, by the process that starts it, so that every worker computes in the same precision and the
-    address of the embeddings names it: a run begun without a GPU and resumed with one mixes nothing. Where only other
-    machines of a cluster have GPUs, the config must say `bfloat16` for their sake.
+    address of the embeddings names it: a run begun without a GPU and resumed with one mixes nothing.
+
+    Args:
+        settings: of the model.
+        gpus: how many the config asks for. None: it is this machine that has a CUDA device or not; where only other
+            machines of a cluster have GPUs, the config must say how many, or `bfloat16`.
     """
     if isinstance(settings, PixelsSettings | StoredSettings) or settings.precision != "auto":
         return settings
-    import torch
+    if gpus is None:
+        import torch
 
-    return settings.model_copy(update={"precision": "bfloat16" if torch.cuda.is_available() else "float32"})
+        gpus = int(torch.cuda.is_available())
+    return settings.model_copy(update={"precision": "bfloat16" if gpus else "float32"})
 
 
 def _library(settings: ModelSettings) -> _Library:

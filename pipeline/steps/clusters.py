@@ -31,7 +31,7 @@ from pipeline.columns import embeddings, present, scatter, uid_rows
 from pipeline.hierarchy import Assign, Merged, check_refinement, merged, parents, refine
 from pipeline.integrity import read_arrays
 from pipeline.iterations import UNFINISHED, Iterations
-from pipeline.placement import num_actors
+from pipeline.placement import num_actors, num_on_gpus
 from pipeline.resampling import Load
 from pipeline.run import Plan, Read, Run
 from pipeline.storage import Store
@@ -133,7 +133,7 @@ def _fit(
     from pipeline.kmeans import fit  # here, since it imports torch: a config is read and checked without
 
     run, name = plan.run, f"{title}.fit" if number is None else f"{title}.fit.{number + 1}"
-    gpus = num_actors(run.workers, run.threads, on_gpus=True)
+    gpus = num_on_gpus(run.gpus, run.threads)
     actors = gpus or num_actors(run.workers, run.threads)
     with run.progress.step(name, settings.iterations, unit="iterations") as progress:
         try:
@@ -142,7 +142,7 @@ def _fit(
                 settings,
                 seed=seed,
                 threads=run.threads,
-                device="cuda" if gpus else "cpu",
+                on_gpus=gpus > 0,
                 progress=lambda updates, _: progress.advance(updates - progress.rows),
                 saved=Iterations(run.store, f"{plan.folder}/{UNFINISHED}/{0 if number is None else number + 1}"),
             )

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.embeddings import to_unit_float16
-from operators.encoders.base import Encoder
+from operators.encoders.base import Device, Encoder
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.models import build_encoder
 from pipeline.payload import pack, unpack
@@ -20,10 +20,14 @@ class EncodeChunks:
     """Turns the pixels and tokens of a chunk into columns of unit float16 rows.
 
     One instance lives in each actor of the pool and loads each model once, when the first chunk asks for it.
+
+    Args:
+        on_gpu: whether a GPU is set apart for it. If not, it takes none, also where it could: Ray hides none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_gpu: bool = False) -> None:
         self.encoders: dict[str, Encoder] = {}
+        self._device: Device = "auto" if on_gpu else "cpu"
 
     def __call__(self, batch: pa.Table, job: Pass) -> pa.Table:
         """Encodes a batch of one chunk. The payload becomes (table, counts, end): see `piece_table`."""
@@ -47,7 +51,7 @@ class EncodeChunks:
 
     def _encoder(self, job: Pass, model: str) -> Encoder:
         if model not in self.encoders:
-            self.encoders[model] = build_encoder(job.models[model], threads=THREADS)
+            self.encoders[model] = build_encoder(job.models[model], device=self._device, threads=THREADS)
         return self.encoders[model]
 
 

@@ -11,6 +11,7 @@ import ray
 import ray.data
 
 from pipeline.payload import pack, unpack
+from pipeline.placement import Encoders, cpu_work, place_encoders
 from pipeline.progress import StepProgress
 from pipeline.readers.sample import ShardEnd
 from pipeline.spread import spread
@@ -58,7 +59,9 @@ def new_attempt() -> str:
     return f"{_PIECES}/{uuid.uuid4().hex}"
 
 
-def run_pass(job: Pass, works: Sequence[ShardWork], *, workers: int, progress: StepProgress) -> list[Made]:
+def run_pass(
+    job: Pass, works: Sequence[ShardWork], *, workers: int, gpus: int | None = None, progress: StepProgress
+) -> list[Made]:
     """Streams every shard through its pass and publishes the parts; removes its pieces, also when it fails.
 
     A driver that is killed leaves its pieces, and so may tasks that outlive a failed pass: nobody reads them, and the
@@ -67,28 +70,32 @@ def run_pass(job: Pass, works: Sequence[ShardWork], *, workers: int, progress: S
     if job.store.is_local:
         job.store.remove(_PIECES)
     try:
-        return _run_pass(job, works, workers, progress)
+        return _run_pass(job, works, workers, gpus, progress)
     finally:
         job.store.remove(job.pieces)
 
 
-def _run_pass(job: Pass, works: Sequence[ShardWork], workers: int, progress: StepProgress) -> list[Made]:
+def _run_pass(
+    job: Pass, works: Sequence[ShardWork], workers: int, gpus: int | None, progress: StepProgress
+) -> list[Made]:
     stored = [work for work in works if not job.pool.sources[work.shard.source].has_images]
     images = [work for work in works if job.pool.sources[work.shard.source].has_images]
     parts: list[Made] = []
     for made in spread(partial(make_stored, job), stored, workers=workers):
         progress.advance(sum(part.counts["in"] for _, _, part in made) // max(1, len(made)))
         parts += made
-    return parts + (_stream(job, images, workers, progress) if images else [])
+    return parts + (_stream(job, images, workers, gpus, progress) if images else [])
 
 
-def _stream(job: Pass, works: Sequence[ShardWork], workers: int, progress: StepProgress) -> list[Made]:
+def _stream(
+    job: Pass, works: Sequence[ShardWork], workers: int, gpus: int | None, progress: StepProgress
+) -> list[Made]:
     """Reads, decodes and encodes images."""
     shards = {work.samples_id: _Shard(work) for work in works}
-    finaliser = ray.remote(finalise_shard).options(num_cpus=_WRITE_CPUS, max_retries=3)
+    finaliser = ray.remote(finalise_shard).options(num_cpus=_WRITE_CPUS, max_retries=3, **cpu_work(workers))
     finalising: list[Any] = []
     parts: list[Made] = []
-    with contextlib.closing(_receipts(job, works, workers)) as arriving:
+    with contextlib.closing(_receipts(job, works, workers, gpus)) as arriving:
         for receipt in arriving:
             progress.advance(receipt["rows"])
             shard = shards[receipt["samples_id"]]
@@ -107,31 +114,37 @@ def _stream(job: Pass, works: Sequence[ShardWork], workers: int, progress: StepP
     return parts
 
 
-def _receipts(job: Pass, works: Sequence[ShardWork], workers: int) -> Generator[dict[str, Any], None, None]:
+def _receipts(
+    job: Pass, works: Sequence[ShardWork], workers: int, gpus: int | None
+) -> Generator[dict[str, Any], None, None]:
     items = [{"work": pack(work)} for work in works]
     shards = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_READ_TASKS))
     # Every chunk is a block of its own, so it goes on as soon as it is read, and to any worker. Ray Data would gather
     # 128 MB of them first.
     shards.context.target_max_block_size = 1
-    chunks = shards.flat_map(partial(read_chunks, job), num_cpus=_READ_CPUS)
-    decoded = chunks.map(partial(decode_chunk, job), num_cpus=_DECODE_CPUS)
+    encoders, here = place_encoders(workers, gpus), cpu_work(workers)
+    shards.context.execution_options.resource_limits = _limits(workers, encoders)
+    chunks = shards.flat_map(partial(read_chunks, job), num_cpus=_READ_CPUS, **here)
+    decoded = chunks.map(partial(decode_chunk, job), num_cpus=_DECODE_CPUS, **here)
     if any(work.needs for work in works):
         encoded = decoded.map_batches(
             EncodeChunks,
             fn_args=(job,),
+            fn_constructor_args=(encoders.on_gpus,),
             batch_size=1,
             batch_format="pyarrow",
-            **encoder_placement(workers),
+            compute=ray.data.ActorPoolStrategy(min_size=encoders.now, max_size=encoders.most),
+            num_cpus=encoders.cpus,
+            num_gpus=int(encoders.on_gpus),
+            **({} if encoders.on_gpus else here),
         )
     else:
-        encoded = decoded.map(without_encoding, num_cpus=_DECODE_CPUS)
-    yield from encoded.map(partial(write_piece, job), num_cpus=_WRITE_CPUS).iter_rows()
+        encoded = decoded.map(without_encoding, num_cpus=_DECODE_CPUS, **here)
+    yield from encoded.map(partial(write_piece, job), num_cpus=_WRITE_CPUS, **here).iter_rows()
 
 
-def encoder_placement(workers: int) -> dict[str, Any]:
-    """Where encoders run: an actor a GPU, or without any, one a CPU worker, with all but one CPU between them."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus:
-        return {"compute": ray.data.ActorPoolStrategy(size=gpus), "num_gpus": 1}
-    share = (workers - 1) / workers if workers > 1 else 0.5
-    return {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": share}
+def _limits(workers: int, encoders: Encoders) -> ray.data.ExecutionResources:
+    """What a pass may use of a cluster that is larger, or shared. Encoders' CPUs beside GPUs come on top."""
+    if not encoders.on_gpus:
+        return ray.data.ExecutionResources.for_limits(cpu=workers)
+    return ray.data.ExecutionResources.for_limits(cpu=workers + encoders.most * encoders.cpus, gpu=encoders.most)

@@ -33,7 +33,7 @@ class Nodes:
     def stop(self, node: str) -> None:
         """Stops a node where it is, for the cluster to take it for dead; another one comes in its place."""
         raylet = self.nodes.pop(node).all_processes["raylet"][0].process.pid
-        self._stopped += [*_children(raylet), raylet]
+        self._stopped += [*children(raylet), raylet]
         for pid in self._stopped:
             send(pid, signal.SIGSTOP)
         self._add()
@@ -54,12 +54,12 @@ class Nodes:
         self.nodes[node.node_id] = node
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """The processes that a process has started, and those that these have."""
     found = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in path.read_text().split():
-            found += [int(child), *_children(int(child))]
+            found += [int(child), *children(int(child))]
     return found
 
 

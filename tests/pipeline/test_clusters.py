@@ -127,7 +127,7 @@ def test_rows_are_assigned_with_as_many_cpus_as_threads(run, monkeypatch):
 
 def test_counting_rows_makes_no_keys():
     none = np.zeros(2, np.uint64)
-    setup = Setup(KMeansSettings(clusters=1), seed=0, threads=1, device="cpu", sample=None)
+    setup = Setup(KMeansSettings(clusters=1), seed=0, threads=1, on_gpus=False, sample=None)
     worker = Worker(lambda: [(np.eye(2, dtype=np.float16), none, none)], setup)
     assert worker.num_rows() == 2
     assert "_keys" not in vars(worker)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,44 @@ def ray_starts(monkeypatch):
     ):
         monkeypatch.setattr(f"ray.{name}", replacement)
     return starts
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the cluster was asked for, and whether it was let go of; nothing comes."""
+    requests = []
+
+    def placement_group(bundles):
+        requests.append(bundles)
+        return SimpleNamespace(wait=lambda seconds: False)
+
+    monkeypatch.setattr("pipeline.engine.placement_group", placement_group)
+    monkeypatch.setattr("pipeline.engine.remove_placement_group", lambda group: requests.append("let go"))
+    return requests
+
+
+def test_a_cluster_is_given_the_time_to_grow_to_what_the_config_asks_for(ray_starts, asked, caplog):
+    with engine(Resources(workers=8, threads=3)) as workers:
+        assert workers == 8
+    assert asked == [[{"CPU": 3}] * 3, "let go"]
+    said = "waiting for the cluster to have 8 CPUs (resources.workers), it has 6"
+    assert caplog.messages == [said, "going on with 6 CPUs"]
+
+
+def test_nothing_is_waited_for_where_the_cpus_are_there(ray_starts, asked):
+    with engine(Resources(workers=6)) as workers:
+        assert workers == 6
+    assert asked == []
+
+
+def test_a_cluster_without_cpus_is_told_how_far_it_may_grow(ray_starts, asked, monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    message = "resources.workers must be set to what it may grow to for a cluster that has no CPUs, got None"
+    with pytest.raises(ConfigError, match=message), engine(Resources()):
+        pass
+    message = "resources.workers must be what its nodes can have for a cluster that has no CPUs, got 4"
+    with pytest.raises(ConfigError, match=message), engine(Resources(workers=4)):
+        pass
 
 
 def test_more_threads_than_any_node_has_would_wait_forever(ray_starts):

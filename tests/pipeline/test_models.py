@@ -391,7 +391,7 @@ def test_identity_changes_with_whatever_changes_an_embedding(config):
     assert len({model_identity(settings) for settings in variants}) == len(variants)
 
 
-def test_precision_is_decided_by_the_machine_that_starts_the_run(monkeypatch):
+def test_precision_is_decided_by_the_machine_that_starts_the_run_or_the_gpus_that_it_asks_for(monkeypatch):
     addresses = set()
     for has_gpu, precision in ((False, "float32"), (True, "bfloat16")):
         monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
@@ -399,6 +399,7 @@ def test_precision_is_decided_by_the_machine_that_starts_the_run(monkeypatch):
         assert decided == vit(precision=precision)
         addresses.add(model_identity(decided))
         assert decide_precision(vit(precision="float32")).precision == "float32"
+        assert [decide_precision(vit(), gpus).precision for gpus in (0, 8)] == ["float32", "bfloat16"]
     assert len(addresses) == 2
     assert decide_precision(PixelsSettings(library="pixels")) == PixelsSettings(library="pixels")
 

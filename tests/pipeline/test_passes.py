@@ -29,7 +29,7 @@ from tests.small_pools import sound, write_tar
 NEED = ("raw", "image")
 
 
-def run_inline(job, works, *, workers, progress):
+def run_inline(job, works, *, progress, **budget):
     """`run_pass` in this process."""
     made = []
     for work in works:

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from operators.errors import ConfigError
-from pipeline.placement import num_actors
+from pipeline.placement import Encoders, cpu_work, num_actors, num_on_gpus, place_encoders
 
 
 @pytest.fixture
@@ -12,7 +12,11 @@ def nodes(monkeypatch):
     """Nodes to fill in, each with its resources; a node without any and a dead one are there already."""
     live = [{}]
     dead = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
-    monkeypatch.setattr(ray, "nodes", lambda: [dead, *({"Alive": True, "Resources": node} for node in live)])
+
+    def listed():
+        return [dead, *({"Alive": True, "NodeID": f"n{i}", "Resources": node} for i, node in enumerate(live))]
+
+    monkeypatch.setattr(ray, "nodes", listed)
     return live
 
 
@@ -30,17 +34,73 @@ def nodes(monkeypatch):
 def test_actors_have_all_their_cpus_on_one_node(nodes, cpus, workers, threads, expected):
     nodes += [{"CPU": float(number)} for number in cpus]
     assert num_actors(workers, threads) == expected
-    assert num_actors(workers, threads, on_gpus=True) == 0
+    assert num_on_gpus(None, threads) == 0
 
 
 def test_each_takes_a_gpu_of_the_node_that_its_cpus_are_on(nodes):
     nodes += [{"CPU": 4.0, "GPU": 4.0}, {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 2.0}]
-    assert num_actors(28, 2, on_gpus=True) == 3
-    assert num_actors(4, 2, on_gpus=True) == 2
-    assert num_actors(28, 16, on_gpus=True) == 0
+    assert num_on_gpus(None, 2) == 3
+    assert num_on_gpus(2, 2) == 2
+    assert num_on_gpus(0, 2) == 0
+    assert num_on_gpus(None, 16) == 0
 
 
 def test_threads_that_no_node_has(nodes):
     nodes += [{"CPU": 2.0}, {"CPU": 4.0}]
     with pytest.raises(ConfigError, match=r"resources.threads must be at most the 4 CPUs of the largest node, got 5"):
         num_actors(6, 5)
+
+
+def shapes(*pairs):
+    """Nodes of so many CPUs and GPUs."""
+    return [{"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {}) for cpus, gpus in pairs]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "gpus", "expected"),
+    [
+        ([(64, 0), (8, 1), (8, 1)], None, Encoders(2, 2, 1.0, True)),
+        ([(64, 0), (96, 8)], 3, Encoders(3, 3, 1.0, True)),  # no more than the run may use
+        ([(64, 0), (96, 8)], 16, Encoders(8, 16, 1.0, True)),  # the others come as they are asked for
+        ([(64, 0), (3, 4)], None, Encoders(4, 4, 0.75, True)),  # every GPU, though it has no CPU to itself
+        ([(64, 0), (2, 3)], None, Encoders(3, 3, 0.6666, True)),  # three of 0.6667 would not fit
+        ([(64, 0), (0, 1)], None, Encoders(1, 1, 0.0, True)),
+        ([(8, 1)], None, Encoders(1, 1, 1.0, True)),
+        ([(8, 8)], None, Encoders(8, 8, 0.5, True)),  # the other half decodes: nobody else could
+        ([(1, 1)], None, Encoders(1, 1, 0.25, True)),
+        ([(64, 0)], 2, Encoders(1, 2, 1.0, True)),  # nodes with GPUs are still to come
+    ],
+)
+def test_every_gpu_has_an_encoder_and_something_decodes(nodes, cluster, gpus, expected):
+    nodes += shapes(*cluster)
+    assert place_encoders(72, gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "expected"),
+    [
+        ([(4, 0)], 4, Encoders(4, 4, 0.75, False)),
+        ([(4, 0)], 2, Encoders(2, 2, 0.5, False)),
+        ([(1, 0)], 1, Encoders(1, 1, 0.25, False)),
+        ([(2, 0)] * 4, 8, Encoders(8, 8, 0.5, False)),  # a seventh and an eighth of a CPU each would be left
+        ([(64, 0)] * 3, 192, Encoders(192, 192, 0.9843, False)),
+        ([(3, 0)], 9, Encoders(4, 9, 0.6666, False)),  # nodes are still to come
+        ([(4, 2)], 4, Encoders(4, 4, 0.75, False)),
+    ],
+)
+def test_encoders_on_cpus_leave_some_node_the_cpus_to_feed_them(nodes, cluster, workers, expected):
+    nodes += shapes(*cluster)
+    pool = place_encoders(workers, 0)
+    assert pool == expected
+    assert sum(cpus for cpus, _ in cluster) - pool.now * pool.cpus >= 0.75 * len(cluster) or workers == 9
+
+
+def test_cpu_work_stays_off_gpu_nodes_where_the_others_have_the_cpus_asked_for(nodes):
+    nodes += shapes((3, 0), (4, 1), (2, 0), (8, 2))
+    assert cpu_work(5) == {"label_selector": {"ray.io/node-id": "!in(n2, n4)"}}
+    assert cpu_work(6) == {}
+
+
+def test_cpu_work_without_gpus_goes_anywhere(nodes):
+    nodes += shapes((3, 0), (2, 0))
+    assert cpu_work(2) == {}

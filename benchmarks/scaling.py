@@ -1,0 +1,190 @@
+"""How time falls with workers: embedding, k-means and deduplication on 1, 2 and 4 of this machine's cores.
+
+    python -m benchmarks.scaling [--only embed kmeans dedup] [--workers 1 2 4] [--repeats 3] [--scale 1.0]
+
+The same work is done by 1 worker and by w, each time in a process of its own that is held, with the Ray that it starts
+and the driver, to as many cores. Efficiency is the time of 1 worker over w times that of w. In every round each number
+of workers has its turn, and efficiencies are those of one round; medians are printed, and the range.
+
+The ceiling is what the machine itself allows: w processes at once, which know nothing of each other, each with one
+worker, a core, and the whole work to itself. What they lose to one such process alone is lost to memory, caches and
+clocks that cores share; what w workers lose beyond that is lost to us.
+
+    embed   a pass over tars with open_clip's ViT-B/32: read, decode, encode, publish
+    kmeans  iterations over rows of 512 numbers and 1,000 clusters, by one actor of one thread a worker
+    dedup   the step `semantic_dedup` over embeddings of 256 numbers: its k-means, shuffle, comparisons and verdicts
+
+At scale 1 one worker takes 20 to 60 s of each. Start-up is not counted: of `embed` and `dedup` the time of a short run
+is taken off that of a long one, and iterations are timed from the end of the first.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.curate import curate
+from pipeline.curation import Curation
+from pipeline.engine import Resources, engine
+from pipeline.listing import list_shards
+from pipeline.progress import Progress
+
+BATCH = 32
+"""Images of a shard, of a chunk and of a forward pass."""
+SHORT_IMAGES, IMAGES = 128, 640
+ROWS, ITERATIONS, CLUSTERS = 250_000, 16, 1_000
+SHORT_ROWS, DEDUP_ROWS = 40_000, 400_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES))
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the work; 0.05 to see it run")
+    parser.add_argument("--measure", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        what, folder = options.measure
+        print(json.dumps(MEASURES[what](Path(folder), len(os.sched_getaffinity(0)))))
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    counts = sorted({1, *(count for count in options.workers if count <= len(cores))})
+    with tempfile.TemporaryDirectory() as folder:
+        for what in options.only:
+            home = Path(folder, what)
+            home.mkdir()
+            PREPARE[what](home, options.scale)
+            compare(what, home, [cores[:count] for count in counts], options.repeats)
+
+
+def compare(what: str, folder: Path, allotments: Sequence[Sequence[int]], repeats: int) -> None:
+    """Measures one piece of work on each set of cores, and on each core of a set at once, and prints what came out.
+
+    Args:
+        what: its name.
+        folder: what it works on.
+        allotments: sets of cores, of which the first has one.
+        repeats: rounds.
+    """
+    taken: dict[int, list[float]] = {}
+    ours: dict[int, list[float]] = {}
+    ceiling: dict[int, list[float]] = {}
+    for _ in range(repeats):
+        for cores in allotments:
+            count = len(cores)
+            taken.setdefault(count, []).append(measure(what, folder, cores))
+            alone = taken[1][-1]
+            ours.setdefault(count, []).append(alone / count / taken[count][-1])
+            if count > 1:
+                with ThreadPoolExecutor(count) as pool:
+                    apart = list(pool.map(lambda core: measure(what, folder, [core]), cores))
+                ceiling.setdefault(count, []).append(alone / statistics.mean(apart))
+    for count, seconds in taken.items():
+        line = f"{what:7} {count:2} workers {statistics.median(seconds):7.1f} s   efficiency {_spread(ours[count])}"
+        if count > 1:
+            reached = statistics.median(mine / best for mine, best in zip(ours[count], ceiling[count], strict=True))
+            line += f"   {count} processes apart {_spread(ceiling[count])}   of that {reached:.2f}"
+        print(line, flush=True)
+
+
+def measure(what: str, folder: Path, cores: Sequence[int]) -> float:
+    """Seconds of one piece of work by as many workers as there are cores, in a process that is held to them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling", "--measure", what, str(folder)],
+        stdout=subprocess.PIPE,
+        check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def prepare_embed(folder: Path, scale: float) -> None:
+    """Tars of one batch each, for a short pass and for a long one."""
+    from benchmarks.pipeline import photo_like, write_tars
+
+    extra = BATCH * max(1, round(scale * IMAGES / BATCH))
+    with ThreadPoolExecutor() as threads:
+        files = list(threads.map(photo_like, range(SHORT_IMAGES + extra)))
+    for name, count in (("short", SHORT_IMAGES), ("long", len(files))):
+        (folder / name).mkdir()
+        write_tars(folder / name, files[:count], num_shards=count // BATCH)
+
+
+def measure_embed(folder: Path, workers: int) -> float:
+    """By how much the long pass is longer, once processes have started."""
+    from benchmarks.pipeline import pass_seconds
+
+    with engine(Resources(workers=workers)):
+        _, short, long = (pass_seconds(folder / name, workers) for name in ("short", "short", "long"))
+    return long - short
+
+
+def prepare_kmeans(folder: Path, scale: float) -> None:
+    """Rows as embeddings have them."""
+    from benchmarks.kmeans import mixture
+
+    np.save(folder / "rows.npy", mixture(max(2 * CLUSTERS, round(scale * ROWS)), 512))
+
+
+def measure_kmeans(folder: Path, workers: int) -> float:
+    """All iterations but the first, scaled to all."""
+    from benchmarks.kmeans import run_actors
+
+    options = Namespace(actors=workers, threads=workers, clusters=CLUSTERS, iterations=ITERATIONS)
+    with engine(Resources(workers=workers)):
+        seconds, _ = run_actors(np.load(folder / "rows.npy"), options)
+    return ITERATIONS * seconds
+
+
+def prepare_dedup(folder: Path, scale: float) -> None:
+    """Embeddings of which a fifth are near duplicates, few and many."""
+    from benchmarks.curation import write_pool
+
+    for name, rows in (("short", SHORT_ROWS), ("long", SHORT_ROWS + round(scale * DEDUP_ROWS))):
+        write_pool(folder / name, rows, 256)
+
+
+def measure_dedup(folder: Path, workers: int) -> float:
+    """By how much the step takes longer on the many, once processes have started."""
+    with engine(Resources(workers=workers)):
+        _, short, long = (_dedup_seconds(folder / name, workers) for name in ("short", "short", "long"))
+    return long - short
+
+
+def _dedup_seconds(pool: Path, workers: int) -> float:
+    step = {"step": "semantic_dedup", "model": "clip", "clusters": 200, "epsilon": 0.02}
+    with tempfile.TemporaryDirectory() as workspace:
+        config = Curation.model_validate(
+            {
+                "pool": {"format": "clip_retrieval", "path": str(pool)},
+                "workspace": workspace,
+                "models": {"clip": {"library": "stored", "image": "img_emb"}},
+                "steps": [step],
+                "report": False,
+            }
+        )
+        summary = curate(config, list_shards(config.pool), workers=workers, progress=Progress())
+    (seconds,) = (done.seconds for done in summary.steps if done.name == "semantic_dedup")
+    return seconds
+
+
+def _spread(efficiencies: Sequence[float]) -> str:
+    return f"{statistics.median(efficiencies):.2f} ({min(efficiencies):.2f} to {max(efficiencies):.2f})"
+
+
+PREPARE = {"embed": prepare_embed, "kmeans": prepare_kmeans, "dedup": prepare_dedup}
+MEASURES = {"embed": measure_embed, "kmeans": measure_kmeans, "dedup": measure_dedup}
+
+
+if __name__ == "__main__":
+    main()
