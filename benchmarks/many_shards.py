@@ -24,11 +24,11 @@ from PIL import Image
 
 from pipeline.curate import run_curation
 from pipeline.curation import Curation
-from pipeline.dry_run import dry_run
 from pipeline.embed import samples_folder, samples_id
 from pipeline.engine import engine
 from pipeline.listing import list_shards
 from pipeline.payload import pack, unpack
+from pipeline.plan.reuse import find
 from pipeline.spread import spread
 from pipeline.stream.chunks import decode_chunk, read_chunks
 from pipeline.stream.encode import without_encoding, write_piece
@@ -94,7 +94,7 @@ def measure(what: str, folder: Path, workers: int) -> None:
     started = time.monotonic()
     if what == "read":
         read_samples(config)
-    shards = dry_run(config).shards if what != "run" else run_curation(config).samples_seen
+    shards = len(find(config).shards) if what != "run" else run_curation(config).samples_seen
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"RESULT {shards:>9,} shards  {seconds:8.1f} s  driver peak {peak:6.0f} MB", flush=True)

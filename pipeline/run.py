@@ -228,7 +228,7 @@ class Plan:
 
     def map_verdicts(self, judge: Judge, *, info: Mapping[str, Any] | None = None, threads: int = 1) -> Artifact:
         """Applies a judge, which uses so many threads, to every shard and publishes the verdicts."""
-        work = partial(_judge_unit, self.run.store, self.folder, judge)
+        work = partial(judge_unit, self.run.store, self.folder, judge)
         return self.publish(self._map(work, threads), info)
 
     def map_attributes(
@@ -302,7 +302,8 @@ def _finished(store: Store, folder: str, unit: Unit) -> Part | None:
     return replace(part, shard=unit.shard) if part else None
 
 
-def _judge_unit(store: Store, folder: str, judge: Judge, unit: Unit) -> Part:
+def judge_unit(store: Store, folder: str, judge: Judge, unit: Unit) -> Part:
+    """Judges the rows of one shard and publishes the verdicts, or finds them published."""
     if part := _finished(store, folder, unit):
         return part
     table, entered_N = read_unit(store, unit)

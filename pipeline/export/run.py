@@ -75,6 +75,12 @@ def export(run: Run, settings: ExportSettings) -> Export:
     return _write_receipt(run, settings, mine, files, time.monotonic() - started)
 
 
+def find_export(run: Run, settings: ExportSettings) -> Export | None:
+    """What an earlier run of the same steps wrote, when all of it is still there."""
+    target = open_target(settings)
+    return _find_receipt(run.store, _address(run, settings, target), target.sizes())
+
+
 def embeddings_for(run: Run, settings: ExportSettings) -> list[tuple[str, Modality]]:
     """The embeddings that an export writes and that no step may have asked for: of images, and stored ones of captions.
 

@@ -248,8 +248,25 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(curate, tmp_path, capfd, mo
     assert main(["curate", "c.yaml", "--dry-run"]) == 0
     printed = [line.split() for line in capfd.readouterr().out.splitlines() if line]
     assert printed[0] == ["shards", "bytes", "samples"]
-    assert printed[2] == ["1", f"{(tmp_path / 'pool.tar').stat().st_size:,}", "-"]
-    assert [[*row[:2], *row[-2:]] for row in printed[5:]] == [
-        [name, name, "to", "do"] for name in ("samples", "unique_uid", "rules", "prune")
+    assert printed[2] == ["1", f"{(tmp_path / 'pool.tar').stat().st_size:,}", "8"]
+    assert [row[:6] for row in printed[5:9]] == [
+        ["samples", "samples", "to", "do", "8", "8"],
+        ["unique_uid", "unique_uid", "to", "do", "8", "8"],
+        ["rules", "rules", "to", "do", "8", "8"],
+        ["prune", "prune.random", "to", "do", "8", "4"],
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "pool.tar"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--json"], "--json must be used with --dry-run, got it without"),
+        (["--cpu-price", "0.1"], "--cpu-price must be used with --dry-run, got it without"),
+        (["--dry-run", "--gpus", "-1"], "gpus must be at least 0, got -1"),
+        (["--dry-run", "--sample", "-1"], "sample must be at least 1, got -1"),
+        (["--dry-run", "--rates", "none.json"], "rates must be a file of JSON or YAML, got none.json"),
+    ],
+)
+def test_options_of_a_plan(refuse, argv, message):
+    assert message in refuse(*argv)

@@ -12,9 +12,10 @@ import pytest
 from operators.errors import LimitExceeded
 from pipeline.curate import check, curate
 from pipeline.curation import Curation
-from pipeline.dry_run import dry_run
 from pipeline.generate import generate_pool
 from pipeline.ledger import ledger_sha256, read_ledger
+from pipeline.plan.machines import Machines
+from pipeline.plan.plan import make_plan
 from pipeline.pool_plan import PoolSettings
 from pipeline.progress import Progress
 from pipeline.sample_faults import GENERATED_MEMBER_LIMIT
@@ -139,16 +140,20 @@ def test_a_second_run_reuses_every_step_and_changes_no_file(curated, ray_here):
     assert all(step.reused for step in summary.steps)
     assert all(export.reused for export in summary.exports)
     assert files_of(folder) == before
-    plan = dry_run(settings)
+    plan = make_plan(settings, Machines(cpus=4), {})
     assert [step.name for step in plan.steps] == [
         "samples",
         "unique_uid",
         "rules",
         "exact_dedup",
         "small_files",
+        "raw.image",
         "prune",
+        "ledger",
+        *(f"export {export.format}" for export in settings.export),
     ]
     assert all(step.reused for step in plan.steps)
+    assert plan.total.cpu_seconds == plan.total.written == 0
     assert files_of(folder) == before
 
 
