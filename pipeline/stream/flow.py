@@ -133,5 +133,7 @@ def encoder_placement(workers: int) -> dict[str, Any]:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus:
         return {"compute": ray.data.ActorPoolStrategy(size=gpus), "num_gpus": 1}
+    # A cluster may have lost a node since the run began: encoders for all of its CPUs would leave none to readers.
+    workers = max(1, min(workers, int(ray.cluster_resources().get("CPU", 1))))
     share = (workers - 1) / workers if workers > 1 else 0.5
     return {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": share}
