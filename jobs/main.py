@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "jobs.generate",
     "rejects": "jobs.rejects",
     "report": "jobs.report",
+    "submit": "jobs.submit",
     "train": "jobs.train",
     "verify": "jobs.verify",
     "why": "jobs.why",
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: int = args.run(args)
     except SystemExit as stop:  # argparse: 0 after --help and --version, 2 for arguments that are wrong
         return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        _say("stopped; run the same command again to resume")
+    except KeyboardInterrupt as interrupt:
+        _say(str(interrupt) or "stopped; run the same command again to resume")
         return 128 + next(iter(stopped_by), signal.SIGINT)
     except Exception as error:
         return _explain(error)

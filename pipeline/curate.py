@@ -22,6 +22,7 @@ from pipeline.quarantine import rebuilding
 from pipeline.record import write_record
 from pipeline.report.build import write_report
 from pipeline.run import Modality, Run
+from pipeline.shared_disk import check_shared
 from pipeline.steps.base import Step
 from pipeline.steps.unique_uid import UniqueUid
 from pipeline.summary import Summary, summarise, write_summary
@@ -64,6 +65,7 @@ def run_curation(config: Curation, address: str | None = None) -> Summary:
     """Checks a config, starts or joins Ray, and runs every step. Raises as `check` and `curate` do."""
     shards = check(config)
     with engine(config.resources, address) as workers, open_progress() as progress:
+        check_shared(config.store)
         return curate(config, shards, workers=workers, progress=progress)
 
 

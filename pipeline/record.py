@@ -30,7 +30,7 @@ def write_record(config: Curation, run: Run) -> None:
     Only `_PUBLIC` storage options are recorded: whoever opens the record brings credentials of their own.
     """
     record = {
-        "config": _publishable(canonical(config)),
+        "config": publishable(canonical(config)),
         "artifacts": {name: _place(artifact) for name, artifact in run.artifacts.items() if name != "ledger"},
         "clusters": {title: _place(artifact) for title, artifact in run.clusters.items()},
         "embeddings": [[model, modality, run.embeddings[model, modality].step] for model, modality in run.embeddings],
@@ -94,11 +94,11 @@ def _place(artifact: Artifact) -> dict[str, str]:
     return {"folder": artifact.folder, "manifest": artifact.manifest}
 
 
-def _publishable(value: Any) -> Any:
+def publishable(value: Any) -> Any:
     """A config without what may be a credential."""
     if isinstance(value, Mapping):
-        return {name: _public(item) if name == "storage" else _publishable(item) for name, item in value.items()}
-    return [_publishable(item) for item in value] if isinstance(value, list) else value
+        return {name: _public(item) if name == "storage" else publishable(item) for name, item in value.items()}
+    return [publishable(item) for item in value] if isinstance(value, list) else value
 
 
 def _public(option: Any) -> Any:

@@ -20,6 +20,7 @@ from pipeline.evaluation.settings import Evaluation
 from pipeline.pool import Shard
 from pipeline.progress import Progress, open_progress
 from pipeline.quarantine import rebuilding
+from pipeline.shared_disk import check_shared
 from pipeline.training.trainer import TrainingResult
 from pipeline.training.trainer import check as check_training
 
@@ -28,6 +29,7 @@ def run_comparison(config: Comparison, address: str | None = None) -> Comparison
     """Checks a config, starts or joins Ray, and compares. Raises as `check` and `compare` do."""
     shards = check(config)
     with engine(config.resources, address) as workers, open_progress() as progress:
+        check_shared(config.store)
         return compare(config, shards, workers=workers, progress=progress)
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from operators.errors import ConfigError
-from pipeline.config.document import override, read_document
+from pipeline.config.document import Document, override, read_document
 from pipeline.config.problems import explain
 
 M = TypeVar("M", bound=BaseModel)
@@ -25,9 +25,19 @@ def load_config(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
     Raises:
         ConfigError: everything that is wrong, a line for each problem: key, rule, value got, file and line.
     """
+    return check_document(load_document(path, overrides), model)
+
+
+def load_document(path: str, overrides: Sequence[str] = ()) -> Document:
+    """Reads and overrides a config, unchecked. Raises ConfigError."""
     document = read_document(path)
     for assignment in overrides:
         document = override(document, assignment)
+    return document
+
+
+def check_document(document: Document, model: type[M]) -> M:
+    """The settings that a document holds. Raises ConfigError as `load_config` does."""
     try:
         return model.model_validate({} if document.value is None else document.value)
     except ValidationError as error:

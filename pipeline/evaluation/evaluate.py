@@ -25,6 +25,7 @@ from pipeline.progress import Progress, open_progress
 from pipeline.quarantine import rebuilding
 from pipeline.references import check_reference
 from pipeline.run import Run
+from pipeline.shared_disk import check_shared
 from pipeline.spread import spread
 from pipeline.storage import Store, digest
 
@@ -35,6 +36,7 @@ def run_evaluation(config: Evaluation, address: str | None = None) -> list[Resul
     """Checks a config, starts or joins Ray, and evaluates. Raises as `check` and `evaluate` do."""
     check(config)
     with engine(config.resources, address) as workers, open_progress() as progress:
+        check_shared(config.store)
         return evaluate(config, workers=workers, progress=progress)
 
 
