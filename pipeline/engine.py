@@ -17,6 +17,7 @@ import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators.errors import ConfigError
+from pipeline import logs
 from pipeline.placement import check_threads
 
 _STDERR = 2
@@ -116,7 +117,8 @@ def _connect(resources: Resources, address: str | None) -> None:
     if address:
         try:
             _check_reachable(address)
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            given = {"env_vars": logs.environment()} if logs.environment() else None
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=given)
         except (OSError, ValueError) as error:
             raise ConfigError(f"address must be that of a running Ray cluster, got {address!r}: {error}") from error
         return

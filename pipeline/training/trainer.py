@@ -23,6 +23,7 @@ from pipeline.lease import claim_on
 from pipeline.models import check_model
 from pipeline.progress import Progress, StepProgress, open_progress
 from pipeline.record import RECORD
+from pipeline.status.write import working
 from pipeline.storage import Store, to_json
 from pipeline.summary import SUMMARY
 from pipeline.training.examples import Examples, Portion, find_examples, left_out, open_portions
@@ -99,7 +100,11 @@ def run_training(config: Training, address: str | None = None) -> TrainingResult
     config = config.resolved()
     check(config)
     resources = Resources(workers=config.resources.cpus, object_store_bytes=config.resources.object_store_bytes)
-    with engine(resources, address) as workers, open_progress() as progress, config.store.locked(progress.note):
+    with (
+        engine(resources, address) as workers,
+        open_progress() as display,
+        working(config.store, "train", display) as progress,
+    ):
         place_workers(config)  # what it refuses is known before the pool is read
         portions = open_portions(config, workers=workers, progress=progress)
         return train(config, portions, workers=workers, progress=progress)
