@@ -1,7 +1,7 @@
 """Turns raw image-text pools into smaller, better training sets, on Ray.
 
 Exit codes: 0 done, 2 the config or the input is wrong (the message says what to change), 3 stopped by a limit,
-130 interrupted, 143 terminated (the same command resumes), 1 anything else.
+130 interrupted, 143 terminated (the same command resumes), 1 anything else. Those of `status` are its own.
 """
 
 import argparse
@@ -9,15 +9,17 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from operators.errors import UserError, WinnowError
+from pipeline import logs
 from pipeline.failures import disk_error, winnow_error
 
 COMMANDS = {
@@ -30,6 +32,7 @@ COMMANDS = {
     "generate": "jobs.generate",
     "rejects": "jobs.rejects",
     "report": "jobs.report",
+    "status": "jobs.status",
     "submit": "jobs.submit",
     "train": "jobs.train",
     "verify": "jobs.verify",
@@ -45,18 +48,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; default those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with ExitStack() as stack:  # so that what is said of its end has the form that the command asks for
+        return _run(arguments, stack)
+
+
+def _run(arguments: Sequence[str], stack: ExitStack) -> int:
     stopped_by: list[int] = []
     try:
         with _terminable(stopped_by):
             args = _build_parser(arguments).parse_args(arguments)
+            stack.enter_context(logs.configured(args.log))
+            logs.log(logging.INFO, f"{arguments[0]}: started", event="job started", version=_version())
             status: int = args.run(args)
     except SystemExit as stop:  # argparse: 0 after --help and --version, 2 for arguments that are wrong
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt as interrupt:
-        _say(str(interrupt) or "stopped; run the same command again to resume")
-        return 128 + next(iter(stopped_by), signal.SIGINT)
+        status = 128 + next(iter(stopped_by), signal.SIGINT)
+        _say(str(interrupt) or "stopped; run the same command again to resume", status)
     except Exception as error:
-        return _explain(error)
+        status = _explain(error)
+    else:
+        logs.log(logging.INFO, f"{arguments[0]}: ended", event="job ended", exit_code=status)
     return status
 
 
@@ -97,6 +109,9 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name in arguments[:1]:
             module = importlib.import_module(module_name)
             module.add_arguments(command)
+            command.add_argument(
+                "--log", choices=logs.FORMS, help=f"form of the log (default: {logs.VARIABLE}, or text)"
+            )
             command.set_defaults(run=module.run)
     return parser
 
@@ -112,19 +127,23 @@ def _docstring(module_name: str) -> str:
 def _explain(error: Exception) -> int:
     """Says what went wrong on standard error; returns the exit code."""
     if (ours := winnow_error(error)) is not None:
-        _say(str(ours))
+        _say(str(ours), ours.exit_code)
         return ours.exit_code
     if (message := disk_error(error)) is not None:
-        _say(f"a file cannot be written or read: {message}")
+        _say(f"a file cannot be written or read: {message}", UserError.exit_code)
         return UserError.exit_code
-    _say(f"unexpected error; please report it with the traceback below{_where_logs_are()}")
-    traceback.print_exception(error)
+    text = f"unexpected error; please report it with the traceback below{_where_logs_are()}"
+    _say(text, WinnowError.exit_code, "".join(traceback.format_exception(error)))
     return WinnowError.exit_code
 
 
-def _say(message: str) -> None:
+def _say(message: str, exit_code: int, trace: str = "") -> None:
+    if logs.wants_json():
+        logs.log(logging.ERROR, message, event="job ended", exit_code=exit_code, traceback=trace or None)
+        return
     for line in message.splitlines():
         print(f"winnow: {line}", file=sys.stderr)
+    sys.stderr.write(trace)
 
 
 def _where_logs_are() -> str:

@@ -143,6 +143,20 @@ def holder_of(store: "Store") -> Holder | None:
     return _read_holder(store, latest(store))
 
 
+def seconds_since_renewal(store: "Store") -> float | None:
+    """How old the last sign of the last holder is; None where there is none.
+
+    For people only: it compares the clock of the store with the one here.
+    """
+    last = latest(store)
+    for name in (_beat(last), _name(last)):
+        try:
+            return max(0.0, time.time() - store.modified(name))
+        except FileNotFoundError:
+            continue
+    return None
+
+
 def in_use(store: "Store", holder: Holder | None) -> WorkspaceError:
     """What the loser of two is told."""
     who = f", while {holder.name} has had it since {holder.since}" if holder else ""

@@ -2,6 +2,7 @@
 
 <step>/<hash>/                      artifacts, `<step>.training/<hash>/` of trained filters among them
 ledger/, ledger.json, run.json      the latest run of a curation
+status.json                         what the job that has it is doing, or the last one came to
 model/, training/<identity>/        of a training
 outcomes/, texts/                   of an evaluation
 pieces/, damaged/                   what a pass has in hand, and what was moved out of the way
@@ -25,8 +26,8 @@ HASH = re.compile(r"[0-9a-f]{16}")
 _NO_STEPS = {"pieces", DAMAGED}
 _NESTED = ("network", "evaluation", "filtered/*", "training/*/*")
 _MARKS = {
-    *("run.json", "summary.json", "ledger.json", "comparison.json", "eval_results.jsonl", "metrics.jsonl"),
-    *("model", "samples", ".lock", ".lease"),
+    *("run.json", "summary.json", "status.json", "ledger.json", "comparison.json", "eval_results.jsonl"),
+    *("metrics.jsonl", "model", "samples", ".lock", ".lease"),
 }
 """Names of which any workspace has one."""
 

@@ -23,6 +23,7 @@ from pipeline.record import write_record
 from pipeline.report.build import write_report
 from pipeline.run import Modality, Run
 from pipeline.shared_disk import check_shared
+from pipeline.status.write import working
 from pipeline.steps.base import Step
 from pipeline.steps.unique_uid import UniqueUid
 from pipeline.summary import Summary, summarise, write_summary
@@ -78,9 +79,9 @@ def curate(config: Curation, shards: Sequence[Shard], *, workers: int, progress:
         UserError, LimitExceeded: nothing half-done is visible; a later run goes on from what was published.
     """
     config = config.resolved()
-    with config.store.locked(progress.note):
-        work = partial(_curate, config, shards, workers, progress)
-        return rebuilding(config.store, progress, workers, work)
+    with working(config.store, "curate", progress) as shown:
+        work = partial(_curate, config, shards, workers, shown)
+        return rebuilding(config.store, shown, workers, work)
 
 
 def _curate(config: Curation, shards: Sequence[Shard], workers: int, progress: Progress) -> Summary:

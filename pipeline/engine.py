@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.util import placement_group, remove_placement_group
 
 from operators.errors import ConfigError
+from pipeline import logs
 from pipeline.placement import check_threads
 
 _STDERR = 2
@@ -156,7 +157,8 @@ def _connect(resources: Resources, address: str | None) -> None:
     if address:
         try:
             _check_reachable(address)
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            given = {"env_vars": logs.environment()} if logs.environment() else None
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=given)
         except (OSError, ValueError) as error:
             raise ConfigError(f"address must be that of a running Ray cluster, got {address!r}: {error}") from error
         return

@@ -4,22 +4,31 @@
         with progress.step("embed", total=50_000) as step:
             step.advance(32, rejected=1)
 
-On a terminal the lines are live. Anywhere else they are log lines, at most one in five seconds for each step:
+On a terminal the lines are live. Anywhere else they are log lines, at most one in five seconds for each step, or JSON
+(`pipeline.logs`) where that is asked for:
 
     2025-06-01T12:00:05Z embed: 12,000 of 50,000 rows (24 %), 2,400 rows/s, 16 s left, 3 rejected
+
+Whatever shows them, rows are counted for Prometheus (`pipeline.metrics`).
 """
 
+import logging
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+from pipeline import logs, metrics
+
+_COUNTED = ("rows", "samples")
+"""Units that Prometheus is told of."""
 
 
 class StepProgress:
@@ -45,6 +54,8 @@ class StepProgress:
         """Counts rows as done; `counts` are added to the totals of their names."""
         self.rows += rows
         self.counts.update(counts)
+        if self.unit in _COUNTED:
+            metrics.count(metrics.ROWS, rows, step=self.name)
         self._display.advanced(self)
 
     @property
@@ -91,8 +102,13 @@ class Progress:
         self.started(step)
         return step
 
-    def note(self, text: str) -> None:
-        """Shows one line at once, whatever else is on display."""
+    def note(self, text: str, **fields: Any) -> None:
+        """Shows one line at once, whatever else is on display.
+
+        Args:
+            text: the line.
+            **fields: what a log in JSON says besides; its `level` is one of `logging`, `INFO` by default.
+        """
 
     def started(self, step: StepProgress) -> None:
         """Called once when a step begins."""
@@ -113,7 +129,9 @@ class Progress:
 
 
 def open_progress(stream: TextIO | None = None) -> Progress:
-    """The display that fits a stream (default: standard error): live on a terminal, log lines elsewhere."""
+    """The display that fits a stream (default: standard error): live on a terminal, log lines elsewhere, or JSON."""
+    if logs.wants_json():
+        return JsonProgress(sys.stderr)
     stream = stream or sys.stderr
     console = Console(file=stream)
     if console.is_terminal and not console.is_dumb_terminal:
@@ -137,27 +155,58 @@ class LogProgress(Progress):
         self._now = now
         self._last_line: dict[StepProgress, float] = {}
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **fields: Any) -> None:
         """Writes the text as a line of its own."""
+        self._say(text, fields)
+
+    def _say(self, text: str, fields: dict[str, Any]) -> None:
         timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._now()))
         print(f"{timestamp} {text}", file=self._stream, flush=True)
 
     def started(self, step: StepProgress) -> None:
         """Writes that the step began."""
         self._last_line[step] = self.clock()
-        self.note(f"{step.name}: started" + (f", {step.total:,} {step.unit}" if step.total is not None else ""))
+        size = f", {step.total:,} {step.unit}" if step.total is not None else ""
+        self._say(f"{step.name}: started{size}", _fields(step, "started"))
 
     def advanced(self, step: StepProgress) -> None:
         """Writes a line if the last one is old enough."""
         if self.clock() - self._last_line[step] >= self._interval_seconds:
             self._last_line[step] = self.clock()
-            self.note(f"{step.name}: " + ", ".join([describe_rows(step), describe_rate(step), *describe_counts(step)]))
+            text = ", ".join([describe_rows(step), describe_rate(step), *describe_counts(step)])
+            self._say(f"{step.name}: {text}", _fields(step, "progress"))
 
     def ended(self, step: StepProgress, failed: bool) -> None:
         """Writes how the step ended."""
         del self._last_line[step]
         done = f"{step.rows:,} {step.unit} in {describe_seconds(step.seconds)}"
-        self.note(", ".join([f"{step.name}: {'failed after' if failed else 'done,'} {done}", *describe_counts(step)]))
+        text = ", ".join([f"{step.name}: {'failed after' if failed else 'done,'} {done}", *describe_counts(step)])
+        self._say(text, _fields(step, "failed" if failed else "done"))
+
+
+class JsonProgress(LogProgress):
+    """The same lines through `pipeline.logs`, with their numbers."""
+
+    def _say(self, text: str, fields: dict[str, Any]) -> None:
+        level = logging.ERROR if fields.get("event") == "failed" else logging.INFO
+        logs.log(fields.pop("level", level), text, **fields)
+
+
+def _fields(step: StepProgress, event: str) -> dict[str, Any]:
+    """The numbers behind a line."""
+    left = step.seconds_left
+    return {
+        "step": step.name,
+        "event": event,
+        "rows": step.rows,
+        "total": step.total,
+        "unit": step.unit,
+        "counts": dict(step.counts) or None,
+        "remarks": list(step.remarks) or None,
+        "seconds": round(step.seconds, 3),
+        "rate": round(step.rate, 3),
+        "seconds_left": None if left is None or event != "progress" else round(left, 3),
+    }
 
 
 class TerminalProgress(Progress):
@@ -173,7 +222,7 @@ class TerminalProgress(Progress):
         )
         self._tasks: dict[StepProgress, TaskID] = {}
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **fields: Any) -> None:
         """Prints the text above the live lines."""
         self._rich.console.print(Text(text))
 

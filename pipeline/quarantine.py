@@ -17,6 +17,7 @@ A run does all this by itself (`rebuilding`): whatever reads a damaged file rais
 file belongs to is looked through, what is damaged of it is moved away, and the run starts over from what is there.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -104,7 +105,8 @@ def _repaired(store: Store, progress: Progress, workers: int, error: Exception) 
         return False
     found = look_again(store, path, workers)
     for damage in found:
-        progress.note(f"damaged: {damage}; moved to {DAMAGED}/, and made again")
+        note = f"damaged: {damage}; moved to {DAMAGED}/, and made again"
+        progress.note(note, level=logging.WARNING, event="quarantined", path=damage.path)
         quarantine(store, damage.path)
     return bool(found)
 

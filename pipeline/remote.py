@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from operators.errors import WinnowError
+from pipeline import logs, metrics
 
 T = TypeVar("T")
 
@@ -99,8 +100,16 @@ def retry(action: Callable[[], T]) -> T:
         except Exception as error:
             if is_final(error):
                 raise
+            tell_retry(error, attempt + 1)
             time.sleep(random.uniform(0, FIRST_PAUSE_SECONDS * 2**attempt))
     return action()
+
+
+def tell_retry(error: BaseException, attempt: int) -> None:
+    """Counts and logs that an operation is tried again; by the error's kind, as its words may be anything."""
+    kind = error_code(error) or type(error).__name__
+    metrics.count(metrics.STORAGE_RETRIES, error=kind)
+    logs.warn(f"a store failed and is asked again: {kind}", event="retry", error=kind, attempt=attempt)
 
 
 def is_final(error: BaseException) -> bool:

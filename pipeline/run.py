@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline import logs, metrics
 from pipeline.artifact import (
     Artifact,
     find_part,
@@ -247,10 +248,13 @@ class Plan:
         """
         run = self.run
         made: dict[str, Part] = {}
-        with run.progress.step(self.name, sum(unit.rows for unit in self.units)) as progress:
+        entering = self._entering.total("kept") if self._entering else self._samples.rows
+        with run.progress.step(self.name, entering) as progress:
             for part in parts:
                 made[part.id] = part
-                progress.advance(part.rows)
+                progress.advance(part.counts["in"], **_losses(part))
+                metrics.count(metrics.SHARDS, step=self.name)
+                metrics.count_losses(self.name, part.counts)
         whole = tuple(made[unit.id] for unit in self.units)
         artifact = Artifact(
             step=self.name,
@@ -263,7 +267,15 @@ class Plan:
         return publish_manifest(run.store, artifact, self.settings)
 
     def _map(self, work: Callable[[Unit], Part], threads: int) -> Iterator[Part]:
-        return spread(work, self.units, workers=self.run.workers, num_cpus=threads)
+        named = partial(_named, self.run.store.url, self.name, work)
+        return spread(named, self.units, workers=self.run.workers, num_cpus=threads)
+
+
+def _losses(part: Part) -> Mapping[str, int]:
+    """How many of a part's rows went for good, by how that is called."""
+    reasons = {name.partition(":")[2]: n for name, n in part.counts.items() if name.startswith("dropped:")}
+    rejected = sum(n for reason, n in reasons.items() if metrics.is_reject(reason))
+    return {"rejected": rejected, "dropped": sum(reasons.values()) - rejected}
 
 
 def find_published(store: Store, folder: str, part_ids: Sequence[str]) -> Artifact | None:
@@ -300,6 +312,12 @@ def _blocks(store: Store, units: Sequence[Unit], load: Callable[[pa.Table], Bloc
 def _finished(store: Store, folder: str, unit: Unit) -> Part | None:
     part = find_part(store, f"{folder}/{unit.id}")
     return replace(part, shard=unit.shard) if part else None
+
+
+def _named(workspace: str, step: str, work: Callable[[Unit], Part], unit: Unit) -> Part:
+    """Works on a unit, and names it in all that is logged meanwhile."""
+    with logs.bound(workspace=workspace, step=step, shard=unit.shard):
+        return work(unit)
 
 
 def judge_unit(store: Store, folder: str, judge: Judge, unit: Unit) -> Part:

@@ -36,10 +36,11 @@ class SteadyFile(s3fs.core.S3File):
             limit = SLOW_SECONDS + missing / SLOW_BYTES_PER_SECOND
             try:
                 await asyncio.wait_for(self._append(data, start + len(data), end), limit)
-            except _BROKEN:
+            except _BROKEN as error:
                 failures = 0 if len(data) > end - start - missing else failures + 1
                 if failures >= remote.ATTEMPTS:
                     raise
+                remote.tell_retry(error, failures)
                 await asyncio.sleep(random.uniform(0, remote.FIRST_PAUSE_SECONDS * 2**failures))
         return bytes(data)
 

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.artifact import Artifact
 from pipeline.console import print_table
 from pipeline.run import Run
-from pipeline.storage import to_json
+from pipeline.storage import Store, to_json
 
 SUMMARY = "summary.json"
 
@@ -128,6 +128,17 @@ def write_summary(run: Run, summary: Summary) -> None:
     if summary.reused and run.store.exists(SUMMARY) and _results(run.store.read(SUMMARY)) == _results(data):
         return
     run.store.replace(SUMMARY, data)
+
+
+def read_summary(store: Store) -> Summary | None:
+    """The summary of a curation, as `write_summary` wrote it; None where there is none."""
+    try:
+        written: dict[str, Any] = store.read_json(SUMMARY)
+        steps = [StepSummary(**step) for step in written.pop("steps")]
+        exports = [Export(**export) for export in written.pop("exports")]
+        return Summary(steps=steps, exports=exports, **written)
+    except (FileNotFoundError, KeyError, TypeError):  # TypeError: that of another kind of job, or of another version
+        return None
 
 
 def _results(data: bytes) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.pool import Shard
 from pipeline.progress import Progress, open_progress
 from pipeline.quarantine import rebuilding
 from pipeline.shared_disk import check_shared
+from pipeline.status.write import working
 from pipeline.training.trainer import TrainingResult
 from pipeline.training.trainer import check as check_training
 
@@ -64,7 +65,7 @@ def compare(config: Comparison, shards: Sequence[Shard], *, workers: int, progre
         UserError, LimitExceeded, TrainingDiverged: what was finished until then is found again by a later run.
     """
     config = config.resolved()
-    with config.store.locked(progress.note):
+    with working(config.store, "compare", progress) as progress:
         if note := replaced(config):
             progress.note(f"compare: {note}")
         tasks = expand(_evaluation(config, {"trained": config.training.model.as_encoder(0)}))

@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 from operators.encoders.settings import OpenClipSettings
 from pipeline.comparison.selections import Selected
 from pipeline.comparison.settings import Comparison
 from pipeline.placement import most_threads, room
 from pipeline.progress import Progress, StepProgress
+from pipeline.status.write import working
 from pipeline.training.examples import Portion
 from pipeline.training.settings import Data, Training
 from pipeline.training.sharing import SharedBlocks
@@ -42,9 +44,9 @@ def train_all(
     interrupted = threading.Event()
 
     def work(key: Key) -> TrainingResult:
-        shown = Named(progress, " ".join(map(str, key)), interrupted)
         own = training(recipe, *key)
-        with own.store.locked(shown.note):
+        with working(own.store, "compare", progress) as reported:
+            shown = Named(reported, " ".join(map(str, key)), interrupted)
             return train(own, [Portion(jobs[key])], workers=workers, progress=shown, shared=shared)
 
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="training")
@@ -110,9 +112,9 @@ class Named(Progress):
         """Begins a step of the whole display."""
         return super().step(f"{self._name}: {name}", total, unit)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **fields: Any) -> None:
         """Shows one line."""
-        self._display.note(f"{self._name}: {text}")
+        self._display.note(f"{self._name}: {text}", **fields)
 
     def started(self, step: StepProgress) -> None:
         """Shows that a step began. Raises KeyboardInterrupt where the job is interrupted."""

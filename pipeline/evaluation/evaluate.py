@@ -27,6 +27,7 @@ from pipeline.references import check_reference
 from pipeline.run import Run
 from pipeline.shared_disk import check_shared
 from pipeline.spread import spread
+from pipeline.status.write import working
 from pipeline.storage import Store, digest
 
 OUTCOMES_VERSION = 2
@@ -77,23 +78,23 @@ def evaluate(config: Evaluation, *, workers: int, progress: Progress) -> list[Re
     """
     config = config.resolved()
     tasks, resources = expand(config), config.resources
-    run = Run(
-        store=config.store,
-        pool=next(iter(tasks[0].pools.values())),
-        shards=[],
-        seed=config.seed,
-        models={name: decide_precision(settings, resources.gpus) for name, settings in config.models.items()},
-        workers=workers,
-        threads=resources.threads,
-        gpus=resources.gpus,
-        progress=progress,
-    )
     results: list[Result] = []
-    with config.store.locked(progress.note):
+    with working(config.store, "evaluate", progress) as shown:
+        run = Run(
+            store=config.store,
+            pool=next(iter(tasks[0].pools.values())),
+            shards=[],
+            seed=config.seed,
+            models={name: decide_precision(settings, resources.gpus) for name, settings in config.models.items()},
+            workers=workers,
+            threads=resources.threads,
+            gpus=resources.gpus,
+            progress=shown,
+        )
         for task in tasks:
             work = partial(_evaluate_task, run, task, config.bootstrap)
-            for result in rebuilding(config.store, progress, workers, work):
-                progress.note(_describe(result))
+            for result in rebuilding(config.store, shown, workers, work):
+                shown.note(_describe(result), step=task.name)
                 results.append(result)
         write_results(config.store, results)
     return results

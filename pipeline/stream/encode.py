@@ -1,5 +1,6 @@
 """The model side of a pass: an actor that owns the encoders, and the pieces that it leaves behind."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow as pa
 
 from operators.embeddings import to_unit_float16
 from operators.encoders.base import Device, Encoder
+from pipeline import metrics
 from pipeline.columns import embedding_field, fixed_binary
 from pipeline.models import build_encoder
 from pipeline.payload import pack, unpack
@@ -28,9 +30,18 @@ class EncodeChunks:
     def __init__(self, on_gpu: bool = False) -> None:
         self.encoders: dict[str, Encoder] = {}
         self._device: Device = "auto" if on_gpu else "cpu"
+        self._idle_since = time.perf_counter()
 
     def __call__(self, batch: pa.Table, job: Pass) -> pa.Table:
         """Encodes a batch of one chunk. The payload becomes (table, counts, end): see `piece_table`."""
+        started = time.perf_counter()
+        metrics.count(metrics.ENCODER_WAIT, started - self._idle_since)
+        encoded = self._encode(batch, job)
+        self._idle_since = time.perf_counter()
+        metrics.count(metrics.ENCODER_BUSY, self._idle_since - started)
+        return encoded
+
+    def _encode(self, batch: pa.Table, job: Pass) -> pa.Table:
         (row,) = batch.to_pylist()
         work: ShardWork = unpack(row["work"])
         start, stop, table, arrays, rows, counts, end = unpack(row["payload"])

@@ -2,7 +2,8 @@
 
 import contextlib
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import ray
 import ray.data
 
+from pipeline import logs, metrics
 from pipeline.payload import pack, unpack
 from pipeline.placement import Encoders, cpu_work, place_encoders
 from pipeline.progress import StepProgress
@@ -37,11 +39,13 @@ class _Shard:
     chunks: int | None = None
     end: ShardEnd | None = None
 
-    def add(self, receipt: dict[str, Any]) -> None:
+    def add(self, receipt: dict[str, Any]) -> dict[str, int]:
+        """Takes note of a chunk; gives its counts."""
         counts, end = unpack(receipt["receipt"])
         self.rows[receipt["chunk"]] = counts
         if receipt["last"]:
             self.chunks, self.end = receipt["chunk"] + 1, end
+        return dict(counts)
 
     @property
     def complete(self) -> ShardReceipts | None:
@@ -81,8 +85,9 @@ def _run_pass(
     stored = [work for work in works if not job.pool.sources[work.shard.source].has_images]
     images = [work for work in works if job.pool.sources[work.shard.source].has_images]
     parts: list[Made] = []
-    for made in spread(partial(make_stored, job), stored, workers=workers):
-        progress.advance(sum(part.counts["in"] for _, _, part in made) // max(1, len(made)))
+    for made in spread(partial(_make_stored, job), stored, workers=workers):
+        _count_rows(progress, made[0][2].counts if made else {})
+        _count_shards(progress, made)
         parts += made
     return parts + (_stream(job, images, workers, gpus, progress) if images else [])
 
@@ -92,14 +97,13 @@ def _stream(
 ) -> list[Made]:
     """Reads, decodes and encodes images."""
     shards = {work.samples_id: _Shard(work) for work in works}
-    finaliser = ray.remote(finalise_shard).options(num_cpus=_WRITE_CPUS, max_retries=3, **cpu_work(workers))
+    finaliser = ray.remote(_finalise).options(num_cpus=_WRITE_CPUS, max_retries=3, **cpu_work(workers))
     finalising: list[Any] = []
     parts: list[Made] = []
     with contextlib.closing(_receipts(job, works, workers, gpus)) as arriving:
         for receipt in arriving:
-            progress.advance(receipt["rows"])
             shard = shards[receipt["samples_id"]]
-            shard.add(receipt)
+            _count_rows(progress, shard.add(receipt))
             if receipts := shard.complete:
                 del shards[receipt["samples_id"]]
                 finalising.append(finaliser.remote(job, receipts))
@@ -107,11 +111,29 @@ def _stream(
                 ray.wait(finalising, num_returns=len(finalising), timeout=0) if finalising else ([], [])
             )
             for made in ray.get(finished):
+                _count_shards(progress, made)
                 parts += made
     for made in ray.get(finalising):
+        _count_shards(progress, made)
         parts += made
     assert not shards, f"{len(shards)} shards ended without their last chunk"
     return parts
+
+
+def _count_rows(progress: StepProgress, counts: Mapping[str, int]) -> None:
+    rejected = sum(number for name, number in counts.items() if name.startswith("rejected:"))
+    progress.advance(counts.get("in", 0), rejected=rejected)
+    metrics.count_losses(progress.name, counts)
+
+
+def _count_shards(progress: StepProgress, made: Sequence[Made]) -> None:
+    """Counts a shard whose parts are there, and says what is wrong with it."""
+    metrics.count(metrics.SHARDS, step=progress.name)
+    for part in [part for _, _, part in made if part.notes.get("damage")]:
+        damage = str(part.notes["damage"])
+        metrics.count(metrics.DAMAGED_SHARDS, reason=damage)
+        fields = {"step": progress.name, "shard": part.shard, "rows": part.rows}
+        logs.warn(f"damaged shard: {part.shard} ({damage})", event="damaged", reason=damage, **fields)
 
 
 def _receipts(
@@ -124,7 +146,7 @@ def _receipts(
     shards.context.target_max_block_size = 1
     encoders, here = place_encoders(workers, gpus), cpu_work(workers)
     shards.context.execution_options.resource_limits = _limits(workers, encoders)
-    chunks = shards.flat_map(partial(read_chunks, job), num_cpus=_READ_CPUS, **here)
+    chunks = shards.flat_map(partial(_read, job), num_cpus=_READ_CPUS, **here)
     decoded = chunks.map(partial(decode_chunk, job), num_cpus=_DECODE_CPUS, **here)
     if any(work.needs for work in works):
         encoded = decoded.map_batches(
@@ -148,3 +170,29 @@ def _limits(workers: int, encoders: Encoders) -> ray.data.ExecutionResources:
     if not encoders.on_gpus:
         return ray.data.ExecutionResources.for_limits(cpu=workers)
     return ray.data.ExecutionResources.for_limits(cpu=workers + encoders.most * encoders.cpus, gpu=encoders.most)
+
+
+def _named(job: Pass, work: ShardWork) -> AbstractContextManager[None]:
+    """Names the shard in all that a task logs meanwhile."""
+    made = ["samples"] if work.samples_path is None else []
+    step = ", ".join([*made, *(need.name for need, _ in work.needs)])
+    return logs.bound(workspace=job.store.url, step=step, shard=work.shard.name)
+
+
+def _read(job: Pass, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    with _named(job, unpack(row["work"])):
+        yield from read_chunks(job, row)
+
+
+def _make_stored(job: Pass, work: ShardWork) -> list[Made]:
+    with _named(job, work):
+        made = make_stored(job, work)
+    metrics.count(metrics.READ_BYTES, work.shard.size)
+    return made
+
+
+def _finalise(job: Pass, receipts: ShardReceipts) -> list[Made]:
+    with _named(job, receipts.work):
+        made = finalise_shard(job, receipts)
+    metrics.count(metrics.READ_BYTES, receipts.work.shard.size)
+    return made

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from pipeline import metrics
 from pipeline.training.dealing import Hand
 
 _AHEAD = 2
@@ -42,7 +43,9 @@ class Batches:
         while left:
             started = time.perf_counter()
             hand = self._queue.get()
-            self.waited += time.perf_counter() - started
+            waited = time.perf_counter() - started
+            self.waited += waited
+            metrics.count(metrics.DATA_WAIT, waited)
             if isinstance(hand, BaseException):
                 raise hand
             for start in range(0, len(hand.pixels_NHWC), self._local_size):

@@ -24,6 +24,7 @@ from pipeline.models import check_model
 from pipeline.progress import Progress, StepProgress, open_progress
 from pipeline.record import RECORD
 from pipeline.shared_disk import check_shared
+from pipeline.status.write import working
 from pipeline.storage import Store, to_json
 from pipeline.summary import SUMMARY
 from pipeline.training.examples import Examples, Portion, find_examples, left_out, open_portions
@@ -100,7 +101,11 @@ def run_training(config: Training, address: str | None = None) -> TrainingResult
     config = config.resolved()
     check(config)
     resources = Resources(workers=config.resources.cpus, object_store_bytes=config.resources.object_store_bytes)
-    with engine(resources, address) as workers, open_progress() as progress, config.store.locked(progress.note):
+    with (
+        engine(resources, address) as workers,
+        open_progress() as display,
+        working(config.store, "train", display) as progress,
+    ):
         check_shared(config.store)
         place_workers(config)  # what it refuses is known before the pool is read
         portions = open_portions(config, workers=workers, progress=progress)

@@ -26,6 +26,8 @@ FOLDER = "WINNOW_FAULTS"
 OUTSIDE = "outside the workspace"
 DISK_FULL, EXIT = "disk full", "process exits"
 _POLL_SECONDS = 0.05
+_UNCOUNTED = (".", "status.json")
+"""Probes, leases, and what is written by the clock."""
 
 _here = threading.local()
 
@@ -132,7 +134,7 @@ def _counted(write: Callable[..., Any], locate: Callable[..., tuple[str, str]], 
     @functools.wraps(write)
     def counted(*values: Any, **named: Any) -> Any:
         url, name = locate(*values, **named)
-        if getattr(_here, "writing", False) or name.startswith("."):  # one write inside another; probes, leases
+        if getattr(_here, "writing", False) or name.startswith(_UNCOUNTED):  # one write inside another
             return write(*values, **named)
         _here.writing = True
         try:

@@ -61,7 +61,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != "status.json"
     }
 
 

@@ -125,7 +125,7 @@ def class_weights(text):
 
 
 def files_of(folder):
-    paths = [path for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "status.json"]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 

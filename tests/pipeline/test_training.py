@@ -47,7 +47,7 @@ class Shown(Progress):
         self.notes: list[str] = []
         self.endings: list[tuple[str, bool]] = []
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **fields: object) -> None:
         self.notes.append(text)
 
     def ended(self, step: StepProgress, failed: bool) -> None:

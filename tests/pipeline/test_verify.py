@@ -42,7 +42,7 @@ class Notes(Progress):
         super().__init__()
         self.notes: list[str] = []
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **fields: object) -> None:
         self.notes.append(text)
 
 
