@@ -96,7 +96,8 @@ def place_encoders(workers: int, gpus: int | None) -> Encoders:
 
     On CPUs there is an encoder a worker. Each leaves so much that the nodes have a CPU free on average, so some node
     has one in one piece: with all CPUs of a cluster but one taken, four nodes of 2 kept a quarter each, and decoded no
-    image.
+    image. Of several nodes the largest may be lost while encoders run: they start again on the others, all of them if
+    there is room, and even then readers and decoders have what they need.
 
     Args:
         workers: CPU workers of the run.
@@ -110,7 +111,11 @@ def place_encoders(workers: int, gpus: int | None) -> Encoders:
         return Encoders(max(1, min(there, most)), most, _floor(share), on_gpus=True)
     cpus = [min(_cpus(node), workers) for node in nodes if _cpus(node)]
     smallest = min(cpus, default=1)
-    share = _floor(max(smallest - 1, 1 - _READER_CPUS) / smallest)
+    share = max(smallest - 1, 1 - _READER_CPUS) / smallest
+    if len(cpus) > 1:
+        left = sum(cpus) - max(cpus) - _READER_CPUS * (len(cpus) - 1)
+        share = min(share, left / min(workers, sum(cpus)))
+    share = _floor(share)
     held = sum(int(_cpus(node) / share) for node in nodes)
     return Encoders(max(1, min(workers, held)), workers, share, on_gpus=False)
 

@@ -82,8 +82,9 @@ def test_every_gpu_has_an_encoder_and_something_decodes(nodes, cluster, gpus, ex
         ([(4, 0)], 4, Encoders(4, 4, 0.75, False)),
         ([(4, 0)], 2, Encoders(2, 2, 0.5, False)),
         ([(1, 0)], 1, Encoders(1, 1, 0.25, False)),
-        ([(2, 0)] * 4, 8, Encoders(8, 8, 0.5, False)),  # a seventh and an eighth of a CPU each would be left
-        ([(64, 0)] * 3, 192, Encoders(192, 192, 0.9843, False)),
+        ([(2, 0)] * 4, 8, Encoders(8, 8, 0.4687, False)),
+        ([(64, 0)] * 3, 192, Encoders(192, 192, 0.6588, False)),
+        ([(2, 0), (1, 0)], 3, Encoders(3, 3, 0.0833, False)),
         ([(3, 0)], 9, Encoders(4, 9, 0.6666, False)),  # nodes are still to come
         ([(4, 2)], 4, Encoders(4, 4, 0.75, False)),
     ],
@@ -93,6 +94,9 @@ def test_encoders_on_cpus_leave_some_node_the_cpus_to_feed_them(nodes, cluster, 
     pool = place_encoders(workers, 0)
     assert pool == expected
     assert sum(cpus for cpus, _ in cluster) - pool.now * pool.cpus >= 0.75 * len(cluster) or workers == 9
+    if len(cluster) > 1:  # also when the largest node is lost, and its encoders start again on the others
+        left = sorted(cpus for cpus, _ in cluster)[:-1]
+        assert sum(left) - pool.now * pool.cpus >= 0.75 * len(left)
 
 
 def test_cpu_work_stays_off_gpu_nodes_where_the_others_have_the_cpus_asked_for(nodes):
