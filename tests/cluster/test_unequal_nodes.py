@@ -98,7 +98,7 @@ def places(nodes, tmp_path, monkeypatch) -> Callable[[], dict[str, set[str]]]:
             note("k-means")
             return super().step(*args)
 
-    for stage, function in (("read", "read_chunks"), ("decode", "decode_chunk"), ("write", "write_piece")):
+    for stage, function in (("read", "_read"), ("decode", "decode_chunk"), ("write", "write_piece")):
         monkeypatch.setattr(flow, function, noting(stage, getattr(flow, function)))
     monkeypatch.setattr(flow, "EncodeChunks", Encode)
     monkeypatch.setattr(kmeans, "Worker", Worker)
