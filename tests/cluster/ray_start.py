@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.faults.nodes import _children, send
+from tests.faults.nodes import children, send
 
 _TOKEN = "a-token-that-is-long-enough-for-ray-0123456789"
 _HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
@@ -64,7 +64,7 @@ class RayStart:
 
     def close(self) -> None:
         """Ends every process that was begun here."""
-        begun = [pid for node in self._nodes for pid in [*_children(node.pid), node.pid]]
+        begun = [pid for node in self._nodes for pid in [*children(node.pid), node.pid]]
         for pid in begun:
             send(pid, signal.SIGKILL)
         for node in self._nodes:
@@ -92,7 +92,7 @@ class RayStart:
     def _raylets(self) -> list[int]:
         found = []
         for node in self._nodes:
-            for pid in _children(node.pid):
+            for pid in children(node.pid):
                 with suppress(OSError):
                     if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet":
                         found.append(pid)
