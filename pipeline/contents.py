@@ -2,6 +2,7 @@
 
 <step>/<hash>/                      artifacts, `<step>.training/<hash>/` of trained filters among them
 ledger/, ledger.json, run.json      the latest run of a curation
+snapshots/                          of a nightly curation: `pipeline.snapshots`
 model/, training/<identity>/        of a training
 outcomes/, texts/                   of an evaluation
 pieces/, damaged/                   what a pass has in hand, and what was moved out of the way
