@@ -1,13 +1,14 @@
-"""Writes what the latest run of a workspace kept, in one more format; nothing is computed anew.
+"""Writes what the latest run of a workspace kept, or a snapshot, in one more format; nothing is computed anew.
 
     winnow export WORKSPACE --format webdataset|parquet|clip_retrieval|semdedup|uids|keys --to PATH
                   [--max-samples-per-shard 10000] [--max-shard-bytes 3000000000]
-                  [--model NAME] [--rows-per-file 1000000] [--step NAME]
+                  [--model NAME] [--rows-per-file 1000000] [--step NAME] [--snapshot N]
                   [--storage KEY=VALUE]... [--to-storage KEY=VALUE]... [--workers N] [--address ADDRESS]
 
 webdataset is a folder of tars with the original bytes, parquet a folder of tables, clip_retrieval a folder of
 embeddings (of --model) and metadata, semdedup one of embeddings and the sorted clusters of --step, uids DataComp's
-subset file (.npy), keys a Parquet file for `winnow.load_kept`. --storage gives fsspec an option to open WORKSPACE
+subset file (.npy), keys a Parquet file for `winnow.load_kept`. --snapshot exports what a snapshot of `winnow nightly`
+kept. --storage gives fsspec an option to open WORKSPACE
 (`endpoint_url=http://...`), --to-storage one for PATH, --address joins a running Ray cluster (so does RAY_ADDRESS).
 """
 
@@ -17,7 +18,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from operators.errors import ConfigError
-from pipeline.arguments import add_workspace, open_workspace, read_options
+from pipeline.arguments import add_snapshot, add_workspace, open_workspace, read_options
 from pipeline.console import print_table
 from pipeline.engine import Resources, engine
 from pipeline.export.run import export
@@ -41,6 +42,7 @@ _FORMATS = {get_args(kind.model_fields["format"].annotation)[0]: kind for kind i
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_workspace(parser)
+    add_snapshot(parser)
     parser.add_argument("--format", required=True, choices=tuple(_FORMATS))
     parser.add_argument(
         "--to", dest="path", metavar="PATH", required=True, help="a folder, or a file for uids and keys"
@@ -62,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
     settings, store = read_settings(args), open_workspace(args)
     resources = Resources(workers=args.workers)
     with engine(resources, args.address) as workers, open_progress() as progress:
-        latest, _ = open_run(store, workers=workers, progress=progress)
+        chosen, _ = open_run(store, workers=workers, progress=progress, snapshot=args.snapshot)
         with store.locked(progress.note):
-            done = export(latest, settings)
+            done = export(chosen, settings)
     time = "reused" if done.reused else f"{done.seconds:.1f} s"
     print_table(
         ("format", "path", "samples", "files", "bytes", "time"),

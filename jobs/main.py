@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "jobs.evaluate",
     "export": "jobs.export",
     "generate": "jobs.generate",
+    "nightly": "jobs.nightly",
     "rejects": "jobs.rejects",
     "report": "jobs.report",
     "status": "jobs.status",

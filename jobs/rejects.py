@@ -1,18 +1,20 @@
 """Shows which samples were rejected and why, and writes their bytes into a folder for a look.
 
-    winnow rejects WORKSPACE [--reason R] [--export DIR [--limit N] [--to-storage K=V]...] [--storage K=V]...
+    winnow rejects WORKSPACE [--reason R] [--export DIR [--limit N] [--to-storage K=V]...] [--snapshot N]
+                   [--storage K=V]...
 
 Prints how many samples of the latest run were rejected, by reason, with the shards that have the most of them. --export
 writes what could be read of each: the bytes of its image, text and JSON as they are in the shard, in a folder for each
 reason, under names of our own. DIR/index.csv has the true key of each file, its shard, row, offset, and uid. --limit
 (default 1000, 0 for all) is how many samples of each reason. The pool must be as the run read it.
+--snapshot looks at a snapshot of `winnow nightly` in place of the latest run.
 --storage gives fsspec an option to open WORKSPACE (`endpoint_url=http://...`), --to-storage one to open DIR.
 """
 
 import argparse
 
 from operators.errors import ConfigError
-from pipeline.arguments import add_workspace, open_workspace, read_options
+from pipeline.arguments import add_snapshot, add_workspace, open_workspace, read_options
 from pipeline.console import print_table
 from pipeline.engine import Resources, engine
 from pipeline.progress import open_progress
@@ -27,6 +29,7 @@ _LIMIT = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_workspace(parser)
+    add_snapshot(parser)
     parser.add_argument("--reason", metavar="R", help="only samples rejected for it")
     parser.add_argument("--export", metavar="DIR", help="an empty folder, or one to be made")
     parser.add_argument("--limit", metavar="N", type=int, default=_LIMIT, help="samples of each reason (0: all)")
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     store, reason = open_workspace(args), check_reason(args.reason)
     if args.limit < 0:
         raise ConfigError(f"--limit must be at least 0, got {args.limit}")
-    counts = count_rejects(store)
+    counts = count_rejects(store, args.snapshot)
     reasons = sorted({why for why, _ in counts if reason in (None, why)})
     rows = []
     for why in reasons:
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.export:
         target = Store(absolute(args.export), read_options("--to-storage", args.to_storage))
         with engine(Resources(workers=args.workers), args.address) as workers, open_progress() as progress:
-            latest, _ = open_run(store, workers=workers, progress=progress)
-            written = export_rejects(latest, target, reason=reason, limit=args.limit or None)
+            chosen, _ = open_run(store, workers=workers, progress=progress, snapshot=args.snapshot)
+            written = export_rejects(chosen, target, reason=reason, limit=args.limit or None)
         print(f"{written.total():,} of them in {target.url} (index.csv)")
     return 0

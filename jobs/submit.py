@@ -1,6 +1,6 @@
 """Runs a job on a cluster: sends the config and the code through Ray Jobs, follows the log, returns the exit code.
 
-    winnow submit CONFIG --address http://HEAD:8265 [--command curate|train|evaluate|compare] [--set a.b=c]...
+    winnow submit CONFIG --address http://HEAD:8265 [--command curate|nightly|train|...] [--set a.b=c]...
 
 The config is checked here, before anything is sent, and travels with Winnow's own code: the nodes need its dependencies
 only. What the job reads and writes must be in a store, or on a disk that all nodes share. --working-dir FOLDER sends a
@@ -35,6 +35,7 @@ from pipeline.comparison.settings import Comparison
 from pipeline.config.loader import check_document, load_document
 from pipeline.curation import Curation
 from pipeline.evaluation.settings import Evaluation
+from pipeline.nightly.settings import Nightly
 from pipeline.submission.attempts import Job, start, stop
 from pipeline.submission.follow import exit_code, follow
 from pipeline.submission.package import Package, write_package
@@ -46,6 +47,7 @@ CONFIGS: Mapping[str, type[BaseModel]] = {
     "compare": Comparison,
     "curate": Curation,
     "evaluate": Evaluation,
+    "nightly": Nightly,
     "train": Training,
 }
 """The commands that take a config, and what it must hold."""

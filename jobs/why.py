@@ -1,8 +1,9 @@
 """Says what became of one sample, and by which numbers.
 
-    winnow why WORKSPACE UID [--storage KEY=VALUE]...
+    winnow why WORKSPACE UID [--snapshot N] [--storage KEY=VALUE]...
 
 UID is the 32 hexadecimal digits that the ledger, the report and the exports show. Reads one file of the ledger.
+--snapshot says what became of it in a snapshot of `winnow nightly`.
 --storage gives fsspec an option to open WORKSPACE (`endpoint_url=http://...`).
 """
 
@@ -12,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from operators.errors import InputError
-from pipeline.arguments import add_workspace, open_workspace
+from pipeline.arguments import add_snapshot, add_workspace, open_workspace
 from pipeline.console import show
 from pipeline.ledger import find_rows
+from pipeline.nightly.rows import find_rows_of
 
 _UID = re.compile(r"[0-9a-f]{32}")
 
@@ -22,6 +24,7 @@ _UID = re.compile(r"[0-9a-f]{32}")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_workspace(parser)
+    add_snapshot(parser)
     parser.add_argument("uid", metavar="UID", help="32 hexadecimal digits")
 
 
@@ -30,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     uid = args.uid.strip().lower()
     if not _UID.fullmatch(uid):
         raise InputError(f"UID must be 32 hexadecimal digits, got {args.uid!r}")
-    rows = find_rows(open_workspace(args), uid)
+    store = open_workspace(args)
+    rows = find_rows(store, uid) if args.snapshot is None else find_rows_of(store, args.snapshot, uid)
     if not rows:
         raise InputError(f"UID must be one that {args.workspace} knows: no sample has uid {uid}")
     print("\n\n".join(describe(row) for row in rows))

@@ -16,6 +16,9 @@ another block. The last turn decides nothing; in it rows hear of representatives
 The representative of a row that goes is the first of its earlier neighbours that stays (`reference`: the first of its
 earlier neighbours).
 
+Rows that stand, of which an earlier deduplication has decided, stay whatever they are near. They are the first in the
+order, and are not compared with each other.
+
 Legend: N rows of a block, B some of them, P pairs, E epsilons, ascending.
 """
 
@@ -192,35 +195,40 @@ def distinct_rows(x_ND: NDArray[np.float16]) -> tuple[Ints, Ints]:
     return first_U[order_U], rank_U[number_N]
 
 
-def open_block(rows: Screened, key_N3: Words, epsilons: int) -> Block:
-    """A block of which nothing is known.
+def open_block(rows: Screened, key_N3: Words, epsilons: int, stands_N: Bools | None = None) -> Block:
+    """A block of which nothing is known, but for the rows that stand.
 
     Args:
         rows: in the order of their keys.
         key_N3: uint64, ascending, no two alike.
         epsilons: how many.
+        stands_N: bool, which rows stand; None for none.
     """
     heard = Heard.nothing(epsilons, len(rows))
     status_EN = np.full((epsilons, len(rows)), UNDECIDED)
+    if stands_N is not None:
+        status_EN[:, stands_N] = STAYS
     return Block(rows, key_N3, status_EN, np.ones(len(rows), dtype=bool), heard.first_N3, heard.similarity_N)
 
 
 def settle(block: Block, heard: Heard | None, rule: Rule, groups: Groups | None = None) -> Block:
     """Decides every row of a block that need not wait for another block.
 
-    Rows that do not stay are compared with the earlier rows that were undecided: the first time, every pair once.
+    Rows that do not stay are compared with the earlier rows that were undecided: the first time with all earlier rows,
+    every pair once.
 
     Args:
         block: its rows.
         heard: what they learnt from other blocks since the last time; None where there is no other block.
         rule: of this deduplication.
-        groups: gains the groups inside the block. For the first time only, when every pair is seen.
+        groups: gains the groups inside the block. For the first time only, when every pair is seen; rows that stand
+            are seen then only.
     """
     block = replace(block, status_EN=block.status_EN.copy(), open_N=(block.status_EN == UNDECIDED).any(axis=0))
     known = Heard.nothing(len(block.status_EN), len(block.rows))
     if heard:
         known.add(np.arange(len(block.rows)), heard)
-    open_M = np.flatnonzero(block.open_N)
+    open_M = np.flatnonzero(block.open_N if groups is None else np.ones_like(block.open_N))
     target_M = np.flatnonzero((block.status_EN != STAYS).any(axis=0))
     before_M = np.searchsorted(open_M, target_M)
     tiles = near_pairs(

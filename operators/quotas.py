@@ -13,6 +13,7 @@ are treated alike, and the answer is the same on every machine.
 Legend: K clusters, B bins of a cluster. "units" are 2^-20 of a sample.
 """
 
+from bisect import bisect_left
 from fractions import Fraction
 
 import numpy as np
@@ -28,7 +29,9 @@ MAX_CLUSTERS = 1 << UNIT_BITS
 MAX_ROWS = 1 << 40
 
 
-def solve_quotas(probabilities_K: Floats, sizes_K: Ints, target: int, floor: int = 1) -> Ints:
+def solve_quotas(
+    probabilities_K: Floats, sizes_K: Ints, target: int, floor: int = 1, kept_K: Ints | None = None
+) -> Ints:
     """The integer quotas nearest to `probabilities_K * target` in least squares, summing to `target` exactly.
 
     The bounds are min(floor, size) <= quota <= size, so that no cluster dies out and an empty one keeps 0. When the
@@ -44,12 +47,13 @@ def solve_quotas(probabilities_K: Floats, sizes_K: Ints, target: int, floor: int
         sizes_K: int64, members of each cluster, 0 or more.
         target: samples to keep, from 0 to the sum of the sizes.
         floor: the fewest samples a cluster keeps where it has that many, at least 1 (`balance_floor`).
+        kept_K: int64, members that are kept already, at most the size: no quota is lower. See `lower_bounds`.
 
     Returns:
         quotas_K: int64.
 
     Raises:
-        ConfigError: the target exceeds the samples there are, or the floors exceed the target.
+        ConfigError: the target exceeds the samples there are, or the lower bounds exceed the target.
 
     Notes:
         Abbas et al. 2024, arXiv 2401.04578, density-based pruning. Deviations: a general solver with rounding, as in
@@ -58,7 +62,7 @@ def solve_quotas(probabilities_K: Floats, sizes_K: Ints, target: int, floor: int
     assert probabilities_K.shape == sizes_K.shape, "one probability for each cluster"
     assert sizes_K.size < MAX_CLUSTERS, "the remainders that the units hide must sum to less than one sample"
     assert sizes_K.sum() < MAX_ROWS, "units must fit int64"
-    lower_K = lower_bounds(sizes_K, target, floor)
+    lower_K = lower_bounds(sizes_K, target, floor, kept_K)
     _check_probabilities(probabilities_K)
 
     wanted_K = np.rint(probabilities_K * float(target << UNIT_BITS)).astype(np.int64)
@@ -112,17 +116,21 @@ def balance_floor(target: int, num_clusters: int, class_balance: float) -> int:
     return max(1, int(Fraction(repr(float(class_balance))) * target / num_clusters))
 
 
-def lower_bounds(sizes_K: Ints, target: int, floor: int = 1) -> Ints:
+def lower_bounds(sizes_K: Ints, target: int, floor: int = 1, kept_K: Ints | None = None) -> Ints:
     """The fewest samples each cluster keeps: min(floor, size), or 0 where floor is 1 and not each can keep one.
+
+    With members that are kept already it is these at least. What they leave of the target may be too little for the
+    floor: it is then lowered, as far as is needed for all clusters alike.
 
     Args:
         sizes_K: int64, members of each cluster.
         target: samples to keep.
         floor: at least 1.
+        kept_K: int64, members that are kept already, at most the size.
 
     Raises:
-        ConfigError: there are fewer samples than the target, or the floors alone make more; with the numbers of the
-            bound that is broken and what would be feasible.
+        ConfigError: there are fewer samples than the target, or the floors alone make more, or what is kept already
+            does; with the numbers of the bound that is broken and what would be feasible.
     """
     num_rows, num_filled = int(sizes_K.sum()), int(np.count_nonzero(sizes_K))
     if not 0 <= target <= num_rows:
@@ -132,6 +140,8 @@ def lower_bounds(sizes_K: Ints, target: int, floor: int = 1) -> Ints:
         )
     if floor < 1:
         raise ConfigError(f"the floor of the quotas must be at least 1, got {floor}")
+    if kept_K is not None:
+        return _bounds_above(kept_K, sizes_K, target, floor)
     if floor == 1 and target < num_filled:
         return np.zeros_like(sizes_K)
     lower_K = np.minimum(sizes_K, floor)
@@ -176,6 +186,21 @@ def _describe(sizes_K: Ints) -> str:
     if not filled.size:
         return f"{sizes_K.size} clusters, all empty"
     return f"{filled.size} non-empty clusters of {sizes_K.size}, with {filled.min()} to {filled.max()} members"
+
+
+def _bounds_above(kept_K: Ints, sizes_K: Ints, target: int, floor: int) -> Ints:
+    """What is kept already, or the highest floor up to `floor` that the target has room for, where that is more."""
+    assert (kept_K <= sizes_K).all(), "no more is kept of a cluster than it has"
+    if kept_K.sum() > target:
+        raise ConfigError(
+            f"the number of samples to keep must be at least the {kept_K.sum()} kept already, got {target}"
+        )
+
+    def bounds(level: int) -> Ints:
+        return np.maximum(kept_K, np.minimum(sizes_K, level))
+
+    beyond = bisect_left(range(floor + 1), True, lo=1, key=lambda level: bool(bounds(level).sum() > target))
+    return bounds(beyond - 1)
 
 
 def _highest_floor(sizes_K: Ints, target: int) -> int:

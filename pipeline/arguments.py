@@ -37,6 +37,11 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_snapshot(parser: argparse.ArgumentParser) -> None:
+    """Declares --snapshot, of a workspace that `winnow nightly` writes."""
+    parser.add_argument("--snapshot", metavar="N", type=int, help="of a nightly workspace, instead of its latest run")
+
+
 def open_workspace(args: argparse.Namespace) -> Store:
     """The workspace that the arguments name. Raises ConfigError."""
     return Store(absolute(args.workspace), read_options("--storage", args.storage))

@@ -55,6 +55,7 @@ class Artifact:
         seconds: wall time of the run that made it.
         reads: the manifests of the artifacts that it was made from.
         files: the files that the info names, by path.
+        rows_new: rows that entered parts which this run made; 0 where it found all of them.
     """
 
     step: str
@@ -65,6 +66,7 @@ class Artifact:
     seconds: float = 0.0
     reads: tuple[str, ...] = ()
     files: Mapping[str, Checksum] = field(default_factory=dict)
+    rows_new: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.parts, Parts):

@@ -3,6 +3,7 @@
 <step>/<hash>/                      artifacts, `<step>.training/<hash>/` of trained filters among them
 ledger/, ledger.json, run.json      the latest run of a curation
 status.json                         what the job that has it is doing, or the last one came to
+snapshots/                          of a nightly curation: `pipeline.snapshots`
 model/, training/<identity>/        of a training
 outcomes/, texts/                   of an evaluation
 pieces/, damaged/                   what a pass has in hand, and what was moved out of the way

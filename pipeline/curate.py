@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from operators.encoders.settings import ModelSettings, StoredSettings
@@ -12,10 +13,12 @@ from pipeline.embed import check_stored_model, make
 from pipeline.engine import engine
 from pipeline.export.run import embeddings_for, export
 from pipeline.export.target import open_target
+from pipeline.given import Given, Standing
 from pipeline.ledger_writer import write_ledger
 from pipeline.limits import check_limits
 from pipeline.listing import check_source, list_shards
 from pipeline.models import check_model, decide_precision
+from pipeline.nightly.state import check_given, read_given
 from pipeline.pool import Shard
 from pipeline.progress import Progress, open_progress
 from pipeline.quarantine import rebuilding
@@ -23,6 +26,7 @@ from pipeline.record import write_record
 from pipeline.report.build import write_report
 from pipeline.run import Modality, Run
 from pipeline.shared_disk import check_shared
+from pipeline.snapshots import Snapshot
 from pipeline.status.write import working
 from pipeline.steps.base import Step
 from pipeline.steps.unique_uid import UniqueUid
@@ -52,9 +56,13 @@ def check(config: Curation, *, dry: bool = False) -> list[Shard]:
             raise ModelError(f"models.{name}: {error}") from error
         if isinstance(settings, StoredSettings):
             check_stored_model(config.pool, shards, name, settings)
+    if config.given:
+        check_given(config, config.given)
     steps = {step.title: step for step in config.steps}
     for step in config.steps:
         step.check()
+        if config.given:
+            step.check_nightly()
         step.check_scores(lambda score: steps[score].scored_by(_decided_models(config)))
     stores = [config.store, *(open_target(target).store for target in config.export)]
     for store in [] if dry else stores:
@@ -85,23 +93,53 @@ def curate(config: Curation, shards: Sequence[Shard], *, workers: int, progress:
 
 
 def _curate(config: Curation, shards: Sequence[Shard], workers: int, progress: Progress) -> Summary:
-    run = start_run(config, shards, workers=workers, progress=progress)
+    given, standing = read_given(config)
+    run = start_run(config, shards, workers=workers, progress=progress, given=given, standing=standing)
+    complete(config, run)
+    return finish(config, run)
+
+
+def complete(config: Curation, run: Run) -> None:
+    """Finds or makes all the artifacts of a run: those of its steps, and the embeddings that exports ask for."""
     for _ in run_steps(run, config.steps):
         pass
     for target in config.export:
         make(run, embeddings_for(run, target))
+
+
+def finish(config: Curation, run: Run, snapshot: Snapshot | None = None) -> Summary:
+    """Writes all that shows a run whose artifacts are there: ledger, record, exports, summary, report.
+
+    Args:
+        config: of the job.
+        run: its run.
+        snapshot: that the run is, published or about to be; its warnings are those of the summary, too.
+    """
+    for target in config.export:
+        make(run, embeddings_for(run, target))  # of a run that was opened, or another config's
     run.artifacts["ledger"] = write_ledger(run, run.verdicts)
-    write_record(config, run)
+    write_record(config, run, snapshot["id"] if snapshot else None)
     exports = [export(run, settings) for settings in config.export]
     summary = summarise(run, exports)
+    if snapshot:
+        summary = replace(summary, warnings=[*summary.warnings, *snapshot["warnings"]])
     write_summary(run, summary)
     if config.report:
-        write_report(run, config.steps, summary)
+        write_report(run, config.steps, summary, snapshot=snapshot)
     return summary
 
 
-def start_run(config: Curation, shards: Sequence[Shard], *, workers: int, progress: Progress, dry: bool = False) -> Run:
-    """A run of a config that has found and made nothing yet."""
+def start_run(
+    config: Curation,
+    shards: Sequence[Shard],
+    *,
+    workers: int,
+    progress: Progress,
+    dry: bool = False,
+    given: Given | None = None,
+    standing: Standing | None = None,
+) -> Run:
+    """A run of a config that has found and made nothing yet; `pipeline.given` says what it is given of earlier ones."""
     return Run(
         store=config.store,
         pool=config.pool,
@@ -113,6 +151,8 @@ def start_run(config: Curation, shards: Sequence[Shard], *, workers: int, progre
         gpus=config.resources.gpus,
         progress=progress,
         dry=dry,
+        given=given,
+        standing=standing,
     )
 
 

@@ -11,14 +11,39 @@ from pipeline.config.yaml_values import KeyPath
 from pipeline.engine import Resources
 from pipeline.export.settings import ClipRetrievalExport, Export, SemdedupExport, needs_images
 from pipeline.models import mismatch
-from pipeline.paths import hand_down, resolve, resolve_model, resolve_source
+from pipeline.paths import Storage, hand_down, resolve, resolve_model, resolve_source
 from pipeline.pool import Pool, names_password
 from pipeline.steps.base import NAME, Step
 from pipeline.steps.registry import AnyStep
 from pipeline.storage import Store, absolute
 from pipeline.stream.work import SAMPLES_SCHEMA
 
-_RESERVED = {"samples", "unique_uid", "ledger", "report", "pieces", "damaged", "pool", "exports", *SAMPLES_SCHEMA.names}
+_RESERVED = {
+    *("samples", "unique_uid", "ledger", "report", "pieces", "damaged", "pool", "exports", "snapshots"),
+    *SAMPLES_SCHEMA.names,
+}
+
+
+class GivenSnapshot(BaseModel):
+    """A snapshot of a nightly curation, whose findings a run applies in place of its own.
+
+    Attributes:
+        workspace: of the nightly curation.
+        snapshot: its id.
+        storage: options for fsspec to open the workspace. Default: those of the run's workspace in the same kind of
+            store.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    workspace: str = Field(min_length=1)
+    snapshot: int = Field(ge=1)
+    storage: Storage = None
+
+    @property
+    def store(self) -> Store:
+        """The workspace."""
+        return Store(absolute(self.workspace), self.storage or {})
 
 
 class Curation(BaseModel):
@@ -33,6 +58,8 @@ class Curation(BaseModel):
         steps: in order.
         export: what is written outside the workspace in the end.
         report: whether `report.html` is written.
+        given: a snapshot whose thresholds, centroids and trained filters are applied, and whose duplicates stay
+            duplicates; all else is computed anew. The steps that they belong to must have the same settings.
         resources: what the run may use. Changes no result, but that `gpus` decides a precision of `auto`.
     """
 
@@ -46,6 +73,7 @@ class Curation(BaseModel):
     steps: tuple[AnyStep, ...] = ()
     export: tuple[Export, ...] = ()
     report: bool = True
+    given: GivenSnapshot | None = None
     resources: Resources = Resources()
 
     @property
@@ -62,6 +90,7 @@ class Curation(BaseModel):
             "models": {name: resolve_model(model) for name, model in self.models.items()},
             "steps": tuple(step.resolved() for step in self.steps),
             "export": tuple(resolve(export, ("path",)) for export in self.export),
+            "given": self.given and resolve(self.given, ("workspace",)),
         }
         return self.model_copy(update=resolved)
 
@@ -72,6 +101,7 @@ class Curation(BaseModel):
     @model_validator(mode="after")
     def _check_passwords(self) -> Self:
         urls: dict[tuple[str | int, ...], str] = {("workspace",): self.workspace}
+        urls |= {("given", "workspace"): self.given.workspace} if self.given else {}
         urls |= {("export", i, "path"): export.path for i, export in enumerate(self.export)}
         urls |= {("models", name, "weights"): getattr(model, "weights", "") for name, model in self.models.items()}
         for key, url in urls.items():

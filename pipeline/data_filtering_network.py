@@ -188,7 +188,8 @@ class DataFilteringNetwork:
             before = Curation(pool=data.pool, workspace=self._store.url, seed=self._seed)
         else:
             assert data.workspace is not None
-            _, before = open_run(Store(absolute(data.workspace), data.storage), workers=1, progress=Progress())
+            store = Store(absolute(data.workspace), data.storage)
+            _, before = open_run(store, workers=1, progress=Progress(), snapshot=data.snapshot)
         source = data.pool.model_dump(mode="json") if data.pool else absolute(str(data.workspace))
         folder = self.model_path
         network = OpenClipSettings(library="open_clip", name=f"{folder}/{CONFIG_NAME}", weights=folder)

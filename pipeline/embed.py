@@ -58,14 +58,15 @@ def make(run: Run, needs: Sequence[tuple[str, Modality]]) -> None:
         else published_parts(run.store, target.folder, target.ids)
         for target, artifact in zip(targets, published, strict=True)
     ]
+    there = [set(parts) for parts in made]
     missing = [target for target, artifact in zip(targets, published, strict=True) if artifact is None]
     if missing and run.dry:
         raise NotPublished(missing[0].name)
     if missing:
         _stream(run, targets, wanted, made, title=", ".join(target.name for target in missing))
     seconds = round(time.monotonic() - started, 3)
-    for target, artifact, parts in zip(targets, published, made, strict=True):
-        run.artifacts[target.name] = artifact or _publish(run, target, parts, seconds)
+    for target, artifact, parts, before in zip(targets, published, made, there, strict=True):
+        run.artifacts[target.name] = artifact or _publish(run, target, parts, before, seconds)
         seconds = seconds if artifact else 0.0  # one pass, counted once
     for need in wanted:
         run.embeddings[need.model, need.modality] = run.artifacts[need.name]
@@ -165,7 +166,7 @@ def _find(run: Run, target: _Target) -> Artifact | None:
     return find_published(run.store, target.folder, target.ids)
 
 
-def _publish(run: Run, target: _Target, made: dict[str, Part], seconds: float) -> Artifact:
+def _publish(run: Run, target: _Target, made: dict[str, Part], before: set[str], seconds: float) -> Artifact:
     # A part may come from a pool that was elsewhere; its shard is what this pool calls it.
     parts = tuple(
         replace(made[part_id], shard=shard.name) for part_id, shard in zip(target.ids, run.shards, strict=True)
@@ -175,5 +176,6 @@ def _publish(run: Run, target: _Target, made: dict[str, Part], seconds: float) -
         if target.name == "samples"
         else tuple(artifact.manifest for artifact in (run.samples, run.entering) if artifact)
     )
-    artifact = Artifact(target.name, target.folder, parts, seconds=seconds, reads=reads)
+    rows_new = sum(part.counts["in"] for part in parts if part.id not in before)
+    artifact = Artifact(target.name, target.folder, parts, seconds=seconds, reads=reads, rows_new=rows_new)
     return publish_manifest(run.store, artifact, target.settings)

@@ -149,7 +149,8 @@ def _write_files(store: Store, address: str, block: pa.Table) -> pa.Table:
 def _as_artifact(ledger: Ledger, *, reused: bool = False, seconds: float = 0.0) -> Artifact:
     counts = {"in": ledger.rows, "kept": ledger.rows}
     part = Part("", ledger.digest, MANIFEST, ledger.rows, 0, "", counts)
-    return Artifact("ledger", "ledger", (part,), reused=reused, seconds=seconds)
+    rows_new = 0 if reused else ledger.rows
+    return Artifact("ledger", "ledger", (part,), reused=reused, seconds=seconds, rows_new=rows_new)
 
 
 def _is_whole(store: Store, ledger: Ledger) -> bool:

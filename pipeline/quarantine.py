@@ -2,7 +2,7 @@
 
 A damaged file goes to `damaged/<its path>` together with all that vouches for it, which is what a run looks for:
 
-    a part                      its folder, `part.json` included, and the manifests that list it
+    a part                      its folder, `part.json` included, and the manifests that list it, of whatever folder
     a manifest                  alone: it is written again from the parts, which are all there
     a file beside the parts     a fit, quotas, a threshold: with the manifests of its folder that list it
     a checkpoint, outcomes, the ledger, a model      with the JSON that names it
@@ -11,7 +11,8 @@ Nothing else needs to go, since addresses see to the rest. A part's address name
 run finds that one part missing and makes it alone. It makes the same bytes, as all but encoders on other devices do;
 then what was made from them has the addresses it had, and is found. Where the bytes differ, every step that compares
 rows has an address that no run has seen (it covers its inputs' checksums), so it is done again. A step that goes shard
-by shard keeps its sound part: it was made from the sound bytes that were there before.
+by shard keeps its sound part: it was made from the sound bytes that were there before. A part of verdicts that stand
+(`pipeline.given`) cannot be made again: its shard is judged anew, among what still stands.
 
 A run does all this by itself (`rebuilding`): whatever reads a damaged file raises `DamagedError`, the artifact that the
 file belongs to is looked through, what is damaged of it is moved away, and the run starts over from what is there.
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from operators.errors import DamagedError
-from pipeline.contents import DAMAGED, FOLDER, MANIFEST
+from pipeline.contents import DAMAGED, FOLDER, HASH, MANIFEST
 from pipeline.failures import winnow_error
 from pipeline.integrity import damaged_file
 from pipeline.progress import Progress
@@ -60,7 +61,9 @@ def vouching(store: Store, path: str) -> list[str]:
     if home:
         named = f'"{folder}/{home[1]}/'
         own = sorted(store.find(f"{folder}/{home[1]}"), key=lambda name: not name.endswith("/part.json"))
-    return [*_manifests(store, folder, named), *own]
+    step = folder.partition("/")[0]
+    folders = [f"{step}/{name}" for name in store.names(step) if HASH.fullmatch(name)] if home else [folder]
+    return [*(manifest for other in folders for manifest in _manifests(store, other, named)), *own]
 
 
 def move_away(store: Store, names: Iterable[str]) -> list[str]:

@@ -41,7 +41,8 @@ def embed_reference(run: Run, sources: Sequence[Source], needs: Sequence[tuple[s
         InputError: it has no sample at all.
     """
     pool = run.pool.model_copy(update={"sources": tuple(sources)})
-    reference = replace(run, pool=pool, shards=list_shards(pool), artifacts={}, embeddings={}, verdicts=[], clusters={})
+    empty: dict[str, Any] = {"artifacts": {}, "embeddings": {}, "verdicts": [], "clusters": {}, "standing": None}
+    reference = replace(run, pool=pool, shards=list_shards(pool), **empty)
     make(reference, needs)
     try:
         check_limits(pool, reference.samples, reference.samples, key)

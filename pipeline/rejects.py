@@ -56,13 +56,13 @@ class _Unit:
     wanted: Mapping[str, int]
 
 
-def count_rejects(store: Store) -> Counter[tuple[str, str]]:
-    """How many samples of the latest run were rejected, by (reason, shard), from its manifests alone.
+def count_rejects(store: Store, snapshot: int | None = None) -> Counter[tuple[str, str]]:
+    """How many samples of the latest run, or of a snapshot, were rejected, by (reason, shard); from manifests alone.
 
     Raises:
-        WorkspaceError: no run has finished here.
+        WorkspaceError: no run has finished here, or there is no such snapshot.
     """
-    record = read_record(store)
+    record = read_record(store, snapshot)
     place = record["artifacts"][record["verdicts"][0]]
     return _count(read_manifest(store, place["folder"], place["manifest"]))
 

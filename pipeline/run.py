@@ -4,6 +4,7 @@ A step describes its inputs as `Read`s, gets a `Plan`, and either finds its arti
 over the shards. The function sees one table for each shard: only the rows that still stand, only the columns asked for.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,10 +27,12 @@ from pipeline.artifact import (
     read_manifest,
 )
 from pipeline.columns import booleans, scatter
+from pipeline.given import Given, Standing
 from pipeline.parts import Part
 from pipeline.pool import Pool, Shard
 from pipeline.progress import Progress
 from pipeline.spread import balanced, spread
+from pipeline.standing import take_over, without_lost
 from pipeline.storage import Store, digest
 
 Modality = Literal["image", "text"]
@@ -71,13 +74,14 @@ Attribute = Callable[[pa.Table], pa.Table]
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one task is told about one shard: where its inputs lie and where its part goes."""
+    """What one task is told about one shard: where its inputs lie, where its part goes, and the part that stands."""
 
     shard: str
     id: str
     rows: int
     entering: str | None
     inputs: tuple[tuple[str, Mapping[str, str]], ...]
+    stands: str | None = None
 
 
 @dataclass
@@ -94,6 +98,8 @@ class Run:
         gpus: GPUs that it may use, also such as are still to come; None for all that there are.
         step_started: when the present step began, of which its artifact's seconds are counted.
         dry: whether to stop, with NotPublished, at the first thing that would have to be made.
+        given: what is found once and then applied for ever, if the run is one of many nights; gains what it finds.
+        standing: the verdicts of an earlier run that stand, if any do.
         artifacts: all made or found so far, by step name.
         embeddings: those of them that are embeddings, by model and modality.
         verdicts: those of them that are verdicts, `unique_uid` first.
@@ -110,6 +116,8 @@ class Run:
     progress: Progress
     gpus: int | None = None
     dry: bool = False
+    given: Given | None = None
+    standing: Standing | None = None
     step_started: float = field(default_factory=time.monotonic)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     embeddings: dict[tuple[str, Modality], Artifact] = field(default_factory=dict)
@@ -152,13 +160,18 @@ class Run:
             reduces: whether a part depends on more than its own shard, so that the address covers all inputs whole.
         """
         inputs = [read.artifact for read in reads]
-        entering = self.entering
-        upstream = [
-            artifact.digest if reduces else artifact.folder for artifact in [*inputs, *([entering] if entering else [])]
-        ]
-        folder = f"{name}/{digest(dict(settings), upstream)}"
+        entering = [self.entering] if self.entering else []
+        earlier = stands = self.standing.verdicts.get(name) if self.standing and reduces else None
+        if self.standing and earlier:
+            stands = without_lost(self.standing.store, earlier)
+        # Which rows enter is part of a part's own address. From one night to the next, what let them enter has another.
+        above = [] if self.given is not None and not reduces else entering
+        upstream = [artifact.digest if reduces else artifact.folder for artifact in [*inputs, *above]]
+        folder = f"{name}/{digest(dict(settings), upstream, *([stands.digest] if stands else []))}"
         plan = Plan(self, name, folder, dict(settings), reads)
-        upstream_artifacts = [self.samples, *inputs, *([entering] if entering else [])]
+        plan.earlier = stands
+        own = [earlier] if earlier and self.standing and self.standing.store.url == self.store.url else []
+        upstream_artifacts = [self.samples, *inputs, *entering, *own]
         plan.reads = tuple(dict.fromkeys(artifact.manifest for artifact in upstream_artifacts))
         return plan
 
@@ -169,10 +182,12 @@ class Plan:
     Attributes:
         facts: what the manifest is to say of the finished parts, where a step has it found out.
         reads: the manifests of all that the parts are made from.
+        earlier: the verdicts of this step that stand, if any do.
     """
 
     facts: Callable[[Sequence[Part]], Mapping[str, Any]] | None = None
     reads: tuple[str, ...] = ()
+    earlier: Artifact | None = None
 
     def __init__(self, run: Run, name: str, folder: str, settings: Mapping[str, Any], reads: Sequence[Read]) -> None:
         self.run = run
@@ -195,10 +210,27 @@ class Plan:
         names = [dict(read.columns) for read in self._inputs]
         entering = self._entering.column("path") if self._entering else [None] * len(self._samples.parts)
         shards, rows = self._samples.column("shard"), self._samples.column("rows")
+        stands = {id_: part.path for id_, part in self.standing.items()}
         return [
-            Unit(shard, id_, count, path, tuple(zip(inputs, names, strict=True)))
+            Unit(shard, id_, count, path, tuple(zip(inputs, names, strict=True)), stands.get(id_))
             for shard, id_, count, path, *inputs in zip(shards, self.ids, rows, entering, *paths, strict=True)
         ]
+
+    @cached_property
+    def standing(self) -> Mapping[str, Part]:
+        """The parts that stand, by id. Those of another workspace are copied here first."""
+        run = self.run
+        if self.earlier is None or run.standing is None:
+            return {}
+        shards = dict(zip(self.ids, self._samples.column("shard"), strict=True))
+        return take_over(run.store, self.folder, run.standing.store, self.earlier, shards, workers=run.workers)
+
+    @cached_property
+    def new(self) -> "Plan":
+        """The same plan, of those shards alone for which no part stands."""
+        new = copy.copy(self)
+        new.units = [unit for unit in self.units if unit.stands is None]
+        return new
 
     @property
     def published(self) -> Artifact | None:
@@ -228,7 +260,7 @@ class Plan:
         return [partial(_blocks, self.run.store, tuple(group), load) for group in groups]
 
     def map_verdicts(self, judge: Judge, *, info: Mapping[str, Any] | None = None, threads: int = 1) -> Artifact:
-        """Applies a judge, which uses so many threads, to every shard and publishes the verdicts."""
+        """Applies a judge, which uses so many threads, to every new shard and publishes all verdicts."""
         work = partial(judge_unit, self.run.store, self.folder, judge)
         return self.publish(self._map(work, threads), info)
 
@@ -243,15 +275,19 @@ class Plan:
         """Publishes the artifact once all its parts have come, in any order.
 
         Args:
-            parts: of every shard, each published already.
+            parts: of every shard for which none stands, each published already.
             info: what the manifest is to say besides.
         """
         run = self.run
-        made: dict[str, Part] = {}
+        there = run.store.find(self.folder)
+        made = dict(self.standing)
+        rows_new = 0
         entering = self._entering.total("kept") if self._entering else self._samples.rows
-        with run.progress.step(self.name, entering) as progress:
+        judged = entering - sum(part.counts["in"] for part in made.values())
+        with run.progress.step(self.name, judged) as progress:
             for part in parts:
                 made[part.id] = part
+                rows_new += 0 if f"{self.folder}/{part.id}/part.json" in there else part.counts["in"]
                 progress.advance(part.counts["in"], **_losses(part))
                 metrics.count(metrics.SHARDS, step=self.name)
                 metrics.count_losses(self.name, part.counts)
@@ -263,12 +299,13 @@ class Plan:
             info={**(info or {}), **(self.facts(whole) if self.facts else {})},
             seconds=round(time.monotonic() - run.step_started, 3),
             reads=self.reads,
+            rows_new=rows_new,
         )
         return publish_manifest(run.store, artifact, self.settings)
 
     def _map(self, work: Callable[[Unit], Part], threads: int) -> Iterator[Part]:
         named = partial(_named, self.run.store.url, self.name, work)
-        return spread(named, self.units, workers=self.run.workers, num_cpus=threads)
+        return spread(named, self.new.units, workers=self.run.workers, num_cpus=threads)
 
 
 def _losses(part: Part) -> Mapping[str, int]:
@@ -298,6 +335,13 @@ def read_unit(store: Store, unit: Unit) -> tuple[pa.Table, NDArray[np.bool_]]:
         assert table.num_rows == unit.rows, f"{path} has {table.num_rows} rows, its shard {unit.rows}"
         columns |= {new: table[old] for old, new in names.items()}
     return pa.table(columns).filter(pa.array(entered_N)), entered_N
+
+
+def read_standing(store: Store, unit: Unit) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """`read_unit` of a shard whose verdicts stand, and which of the rows in the table they keep."""
+    assert unit.stands is not None
+    table, entered_N = read_unit(store, unit)
+    return table, booleans(read_columns(store, unit.stands, ["kept"])["kept"])[entered_N]
 
 
 def _load(store: Store, units: Sequence[Unit], load: Callable[[pa.Table], Any]) -> Any:

@@ -15,13 +15,23 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True)
 class StepSummary:
-    """One line of the table."""
+    """One line of the table.
+
+    Attributes:
+        name: the step's.
+        rows_in: rows that entered.
+        rows_out: rows that go on.
+        seconds: wall time of the run that made it.
+        reused: whether it was there, whole, before this run.
+        rows_new: rows that entered parts which this run made; what goes shard by shard leaves other parts as they are.
+    """
 
     name: str
     rows_in: int
     rows_out: int
     seconds: float
     reused: bool
+    rows_new: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,8 @@ def summarise(run: Run, exports: Sequence[Export]) -> Summary:
 
 
 def _step(artifact: Artifact) -> StepSummary:
-    return StepSummary(artifact.step, artifact.total("in"), artifact.total("kept"), artifact.seconds, artifact.reused)
+    rows_in, rows_out = artifact.total("in"), artifact.total("kept")
+    return StepSummary(artifact.step, rows_in, rows_out, artifact.seconds, artifact.reused, artifact.rows_new)
 
 
 def write_summary(run: Run, summary: Summary) -> None:
@@ -146,25 +157,30 @@ def _results(data: bytes) -> dict[str, Any]:
     written: dict[str, Any] = json.loads(data)
     for record in (*written["steps"], *written["exports"]):
         del record["seconds"], record["reused"]
+        record.pop("rows_new", None)
     return written
 
 
 def print_summary(summary: Summary) -> None:
     """Prints the table that a run ends with, and where to look next."""
-    rows = [
-        (step.name, step.rows_in, step.rows_out, "reused" if step.reused else f"{step.seconds:.1f} s")
+    lines: list[tuple[object, ...]] = [
+        (step.name, step.rows_in, step.rows_new, step.rows_out, "reused" if step.reused else f"{step.seconds:.1f} s")
         for step in summary.steps
     ]
-    rows += [
+    lines += [
         (
             f"export {export.format}",
             summary.kept,
+            None,
             export.samples,
             "reused" if export.reused else f"{export.seconds:.1f} s",
         )
         for export in summary.exports
     ]
-    print_table(("step", "rows in", "rows out", "time"), rows)
+    partly_new = any(not step.reused and step.rows_new != step.rows_in for step in summary.steps)
+    shown = [0, 1, 2, 3, 4] if partly_new else [0, 1, 3, 4]
+    headings = ("step", "rows in", "new", "rows out", "time")
+    print_table([headings[i] for i in shown], [[line[i] for i in shown] for line in lines])
     rejected = sum(summary.rejected.values())
     dropped = sum(sum(reasons.values()) for reasons in summary.dropped.values())
     print(

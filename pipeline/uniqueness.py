@@ -1,4 +1,8 @@
-"""Which rows repeat a key that another row of the pool has first: a shuffle by key."""
+"""Which rows repeat a key that another row of the pool has first: a shuffle by key.
+
+Where the verdicts about some shards stand, the rows that were kept of them come first, those that were dropped take no
+part, and nobody asks about either.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +14,7 @@ import pyarrow.compute as pc
 from operators.uids import split_uids
 from pipeline.columns import fixed_rows, uid_rows
 from pipeline.findings import RECEIPT, Findings, bring_home, write_found
-from pipeline.run import Plan, Unit, read_unit
+from pipeline.run import Plan, Unit, read_standing, read_unit
 from pipeline.shuffle import PARTITION, num_partitions, shuffle
 from pipeline.storage import Store
 
@@ -27,21 +31,24 @@ _REPEAT_SCHEMA = pa.schema(
 
 
 def find_repeats(plan: Plan, key: str, order: Sequence[str]) -> Findings:
-    """Finds every row whose key occurs earlier in the pool, each with the first row of its key.
+    """Finds every new row whose key occurs earlier in the pool, each with the first row of its key.
 
     Args:
         plan: reads at least `uid`, `row` and the key column.
         key: a 16-byte column; rows where it is null repeat nothing.
-        order: what makes a row come first among those of its key: `("unit", "row")` or `("high", "low")`, the uid.
+        order: what makes a row come first among those of its key, after rows that stand: `("unit", "row")` or
+            `("high", "low")`, the uid.
     """
     run, units = plan.run, plan.units
     repeats = Findings(run.store, f"{plan.folder}/repeats", tuple(unit.shard for unit in units), _REPEAT_SCHEMA)
+    if not plan.new.units:
+        return repeats
     found = f"{plan.folder}/found"
     partitions = num_partitions(sum(unit.rows for unit in units))
     by_key = shuffle(
         list(enumerate(units)),
         partial(_keys, run.store, key, partitions),
-        partial(_write_repeats, run.store, found, tuple(order)),
+        partial(_write_repeats, run.store, found, ("new", *order)),
         partitions=partitions,
         workers=run.workers,
     )
@@ -52,7 +59,11 @@ def find_repeats(plan: Plan, key: str, order: Sequence[str]) -> Findings:
 
 def _keys(store: Store, key: str, partitions: int, item: tuple[int, Unit]) -> pa.Table:
     index, unit = item
-    table, _ = read_unit(store, unit)
+    if unit.stands is None:
+        table, _ = read_unit(store, unit)
+    else:
+        table, kept_N = read_standing(store, unit)
+        table = table.filter(pa.array(kept_N))
     table = table.filter(table[key].is_valid())
     key_high_N, key_low_N = split_uids(fixed_rows(table[key], "V16")[:, 0])
     high_N, low_N = split_uids(uid_rows(table["uid"]))
@@ -61,6 +72,7 @@ def _keys(store: Store, key: str, partitions: int, item: tuple[int, Unit]) -> pa
             PARTITION: (key_high_N % np.uint64(partitions)).astype(np.int32),
             "key_high": key_high_N,
             "key_low": key_low_N,
+            "new": np.full(len(high_N), unit.stands is None),
             "unit": np.full(len(high_N), index, dtype=np.int32),
             "row": table["row"],
             "high": high_N,

@@ -6,6 +6,7 @@
     notes between tasks     <step>/<hash>/{found,repeats,against,rows}/**, attempt-*/** but for what a manifest names
     iterations              <step>/<hash>/iterations/** of a fit that is finished
     old ledgers             ledger/*.parquet that ledger.json does not name
+    diffs of no snapshot    snapshots/diff-<hash>/*.parquet
     outcomes                outcomes/<hash>.parquet without its record
     checkpoints             training/<identity>/checkpoints/** where the model of that very training is finished
     moved away              damaged/**: what `winnow verify --repair` found, or a run
@@ -23,6 +24,8 @@ from functools import partial
 from pipeline.artifact import named_files, read_manifest, read_part
 from pipeline.contents import DAMAGED, MANIFEST, artifact_folders, trainings
 from pipeline.ledger import find_ledger
+from pipeline.snapshots import FOLDER as SNAPSHOTS
+from pipeline.snapshots import read_snapshots
 from pipeline.storage import Store
 from pipeline.training.finished import MODEL, read_origin
 
@@ -83,7 +86,7 @@ def older_than(store: Store, leftover: Leftover, latest: float) -> Leftover:
 
 def _outside_steps(store: Store) -> Iterator[Leftover]:
     top = store.names("")
-    for folder in ("", *(name for name in ("ledger", "outcomes", "texts", "model") if name in top)):
+    for folder in ("", *(name for name in ("ledger", "outcomes", "texts", "model", SNAPSHOTS) if name in top)):
         names = [f"{folder}/{name}".lstrip("/") for name in store.names(folder)]
         yield Leftover("scratch of dead attempts", folder or ".", _sizes(store, filter(_SCRATCH.fullmatch, names)))
     ledger = find_ledger(store)
@@ -91,6 +94,10 @@ def _outside_steps(store: Store) -> Iterator[Leftover]:
         named = {file.path for file in ledger.files}
         files = {name: size for name, size in store.find("ledger").items() if name not in named}
         yield Leftover("ledgers of earlier runs", "ledger", {n: s for n, s in files.items() if n.endswith(".parquet")})
+    if SNAPSHOTS in top:
+        listed = {file["path"] for snapshot in read_snapshots(store) for file in snapshot["diff"]["files"]}
+        files = {name: size for name, size in store.find(SNAPSHOTS).items() if name.startswith(f"{SNAPSHOTS}/diff-")}
+        yield Leftover("diffs of no snapshot", SNAPSHOTS, {n: s for n, s in files.items() if n not in listed})
     outcomes = store.find("outcomes") if "outcomes" in top else {}
     alone = [name for name in outcomes if name.endswith(".parquet")]
     alone = [name for name in alone if f"{name.removesuffix('.parquet')}.json" not in outcomes]

@@ -1,19 +1,22 @@
 """What the latest run of a curation does not refer to: artifacts of other configs, of shards that are gone.
 
-In use is what `run.json` names; what that was made from, as manifests say, reference sets and trained filters included;
-and every part and file that these manifests list. Nobody else's are looked at: trainings, evaluations, data sets.
+In use is what `run.json` names, and every snapshot; what that was made from, as manifests say, reference sets and
+trained filters included; and every part and file that these manifests list. Nobody else's are looked at: trainings,
+evaluations, data sets, and what exports note, by which they know their own files again.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from operators.errors import WorkspaceError
 from pipeline.artifact import Artifact, named_files, read_manifest
 from pipeline.clean.leftovers import Leftover
 from pipeline.contents import MANIFEST, artifact_folders
+from pipeline.export.claims import FOLDER as EXPORTS
 from pipeline.integrity import read_sealed
 from pipeline.record import RECORD, read_record
+from pipeline.snapshots import read_snapshots
 from pipeline.storage import Store
 
 _OTHERS = ("comparison.json", "eval_results.jsonl", "metrics.jsonl")
@@ -34,7 +37,7 @@ def find_unused(store: Store) -> list[Leftover]:
         raise WorkspaceError(
             f"{store.url} must hold nothing but a curation for --unused, got {others[0]}: its job uses artifacts, too"
         )
-    folders = artifact_folders(store)
+    folders = [folder for folder in artifact_folders(store) if not folder.startswith(f"{EXPORTS}/")]
     manifests = {
         f"{folder}/{name}": read_manifest(store, folder, f"{folder}/{name}")
         for folder in folders
@@ -42,21 +45,23 @@ def find_unused(store: Store) -> list[Leftover]:
         if MANIFEST.fullmatch(name)
     }
     used = _in_use(store, manifests)
+    homes = _homes(manifests[name] for name in used)
     return [
-        Leftover("not used by the latest run", folder, _unused_files(store, folder, manifests, used))
+        Leftover("not used by the latest run", folder, _unused_files(store, folder, manifests, used, homes))
         for folder in folders
     ]
 
 
 def _in_use(store: Store, manifests: Mapping[str, Artifact]) -> set[str]:
-    """The manifests that the recorded run names, and those that they were made from, directly or not."""
-    record = read_record(store)
+    """The manifests that the recorded run and snapshots name, and those that they were made from, directly or not."""
+    records = [read_record(store), *read_snapshots(store)]
     by_digest = {artifact.digest: name for name, artifact in manifests.items()}
-    waiting = [place["manifest"] for part in ("artifacts", "clusters") for place in record[part].values()]
+    parts = [record[part] for record in records for part in ("artifacts", "clusters")]
+    waiting = [place["manifest"] for part in parts for place in part.values()]
     used: set[str] = set()
     while waiting:
         name = waiting.pop()
-        if name in used:
+        if name in used or name not in manifests:  # it was damaged and moved away; what was made from it is whole
             continue
         used.add(name)
         written: dict[str, Any] = read_sealed(store, name)
@@ -69,19 +74,28 @@ def _in_use(store: Store, manifests: Mapping[str, Artifact]) -> set[str]:
     return used
 
 
-def _unused_files(store: Store, folder: str, manifests: Mapping[str, Artifact], used: set[str]) -> dict[str, int]:
+def _homes(artifacts: Iterable[Artifact]) -> dict[str, set[str]]:
+    """The folders of parts by the folder of the artifact: one may list parts of another, verdicts that stand."""
+    homes: dict[str, set[str]] = {}
+    for artifact in artifacts:
+        for path in artifact.column("path"):
+            home = path.rpartition("/")[0]
+            homes.setdefault(home.rpartition("/")[0], set()).add(home)
+    return homes
+
+
+def _unused_files(
+    store: Store, folder: str, manifests: Mapping[str, Artifact], used: set[str], homes: Mapping[str, set[str]]
+) -> dict[str, int]:
     kept: set[str] = set()
-    homes: set[str] = set()
     for name in used:
         artifact = manifests[name]
         kept |= {path for path in (name, *named_files(artifact.info)) if path.startswith(f"{folder}/")}
-        if artifact.folder == folder:
-            homes |= {part.path.rpartition("/")[0] for part in artifact.parts}
     beside = {name for name in used if manifests[name].folder == folder}
     return {
         path: size
         for path, size in store.find(folder).items()
         if path not in kept
-        and path.rpartition("/")[0] not in homes
+        and path.rpartition("/")[0] not in homes.get(folder, ())
         and not (beside and path.count("/") == 2 and not MANIFEST.fullmatch(path.rpartition("/")[2]))
     }

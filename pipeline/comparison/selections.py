@@ -12,12 +12,13 @@ from operators.errors import InputError
 from pipeline.artifact import read_columns
 from pipeline.columns import booleans
 from pipeline.comparison.results import MeanScore
-from pipeline.comparison.settings import Comparison, Like
+from pipeline.comparison.settings import Comparison, Kept, Like
 from pipeline.curate import first_needs, run_steps, start_run
 from pipeline.embed import make
 from pipeline.evaluation.task_settings import NamedTask
 from pipeline.pool import Shard, Source
 from pipeline.progress import Progress
+from pipeline.record import open_run
 from pipeline.run import Run
 from pipeline.spread import spread
 from pipeline.steps.base import Step
@@ -114,6 +115,9 @@ def select(work: Selecting) -> list[Selected]:
             keep = found[selection.like].samples
             runs = {seed: work.run(name, keep, seed) for seed in config.seeds}
             selected = Selected(name, ("random",), selection.like, runs, keep)
+        elif isinstance(selection, Kept):
+            found[name] = _opened(work, name, selection)
+            continue
         else:
             selected = _steps(work, name, selection)
         found[name] = _with_diversity(config, whole, selected)
@@ -138,6 +142,25 @@ def _steps(work: Selecting, name: str, steps: Sequence[Step]) -> Selected:
         scores=scores,
         seconds=seconds,
         titles=tuple(step.title for step in steps),
+    )
+
+
+def _opened(work: Selecting, name: str, selection: Kept) -> Selected:
+    """What another curation kept. Diversity is not measured of it: its samples are not those of the pool."""
+    store = Store(selection.workspace, selection.storage or {})
+    run, config = open_run(store, workers=work.workers, progress=work.progress, snapshot=selection.snapshot)
+    if not all(source.has_images for source in run.pool.sources):
+        rule = f"selections.{name} must be a workspace of a pool with images, which models are trained on"
+        raise InputError(f"{rule}, got {store.url}")
+    if not run.num_entering:
+        raise InputError(f"selections.{name} must keep at least one sample, got none of {run.samples.rows}")
+    return Selected(
+        name=name,
+        kinds=selection.kinds,
+        like=None,
+        runs=dict.fromkeys(work.config.seeds, run),
+        samples=run.num_entering,
+        scores={step.title: mean_score(run, step.title) for step in config.steps if step.gives_score},
     )
 
 

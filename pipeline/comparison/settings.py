@@ -11,7 +11,7 @@ from pipeline.config.yaml_values import KeyPath
 from pipeline.curation import Curation
 from pipeline.engine import Resources
 from pipeline.evaluation.task_settings import Task
-from pipeline.paths import hand_down, resolve_model
+from pipeline.paths import Storage, hand_down, resolve, resolve_model
 from pipeline.pool import Pool, Source
 from pipeline.steps.base import NAME, Step
 from pipeline.steps.decontaminate import Decontaminate
@@ -39,6 +39,25 @@ class Like(_Strict):
     like: str
 
 
+class Kept(_Strict):
+    """What another curation has kept, as it is: it may be of another pool.
+
+    Attributes:
+        workspace: of the curation.
+        snapshot: of a nightly one. Default: its latest run.
+        storage: options for fsspec to open the workspace. Default: those of the comparison's in the same kind of store.
+    """
+
+    workspace: str = Field(min_length=1)
+    snapshot: int | None = Field(default=None, ge=1)
+    storage: Storage = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """In place of the kinds of steps."""
+        return (f"snapshot {self.snapshot}" if self.snapshot else "another workspace",)
+
+
 class Decontamination(_Strict):
     """What the evaluation sets hold is dropped from every selection: see `pipeline.steps.decontaminate`.
 
@@ -51,11 +70,18 @@ class Decontamination(_Strict):
     epsilon: Epsilon
 
 
+def _tag(value: Any) -> str:
+    if isinstance(value, Kept) or (isinstance(value, Mapping) and "workspace" in value):
+        return "workspace"
+    return "like" if isinstance(value, Mapping | Like) else "steps"
+
+
 Selection = Annotated[
-    Annotated[tuple[AnyStep, ...], Tag("steps")] | Annotated[Like, Tag("like")],
-    Discriminator(lambda value: "like" if isinstance(value, Mapping | Like) else "steps"),
+    Annotated[tuple[AnyStep, ...], Tag("steps")] | Annotated[Like, Tag("like")] | Annotated[Kept, Tag("workspace")],
+    Discriminator(_tag),
 ]
-"""Steps of a curation, none for the whole pool; or `{like: NAME}`, which draws."""
+"""Steps of a curation, none for the whole pool; `{like: NAME}`, which draws; or `{workspace: URL, snapshot: ID}`."""
+
 
 DRAW = "draw"
 """What the step is called that draws a random selection."""
@@ -131,7 +157,10 @@ class Comparison(_Strict):
             settings = dict(self.decontaminate)
             steps.append(Decontaminate(step="decontaminate", name=KEPT_OUT, against=tuple(sources), **settings))
         drawn = isinstance(selection, Like)
-        steps += [Filter(step="filter", name=DRAW, draw=True, keep=keep)] if isinstance(selection, Like) else selection
+        if isinstance(selection, Like):
+            steps.append(Filter(step="filter", name=DRAW, draw=True, keep=keep))
+        elif not isinstance(selection, Kept):
+            steps += selection
         return Curation(
             pool=self.pool,
             workspace=self.workspace,
@@ -145,10 +174,12 @@ class Comparison(_Strict):
     def resolved(self) -> Self:
         """The same job with every path absolute, for workers that run in other folders."""
         steps = {name: self.curation(name).resolved() for name in self.selections}
-        selections = {
-            name: selection if isinstance(selection, Like) else steps[name].steps
-            for name, selection in self.selections.items()
-        }
+        selections: dict[str, Any] = {}
+        for name, selection in self.selections.items():
+            if isinstance(selection, Kept):
+                selections[name] = resolve(selection, ("workspace",))
+            else:
+                selections[name] = selection if isinstance(selection, Like) else steps[name].steps
         resolved = {
             "pool": next(iter(steps.values())).pool,
             "workspace": self.store.url,
@@ -174,6 +205,9 @@ class Comparison(_Strict):
     def _check_names(self) -> Self:
         fixed = [name for name in self.selections if name not in self.randoms]
         for name, selection in self.selections.items():
+            if isinstance(selection, Kept) and self.decontaminate:
+                rule = "must be steps where decontaminate is asked for: what is kept elsewhere is taken as it is"
+                raise KeyProblem(("selections", name, "workspace"), f"{rule}, got {selection.workspace}")
             if isinstance(selection, Like) and selection.like not in fixed:
                 rule = f"must name a selection of steps ({', '.join(fixed) or 'there is none'})"
                 raise KeyProblem(("selections", name, "like"), f"{rule}, got {selection.like!r}")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from operators.errors import WorkspaceError
 from pipeline.comparison.results import RESULTS, read_comparison
-from pipeline.comparison.settings import Comparison, Like
+from pipeline.comparison.settings import Comparison, Kept, Like, Selection
 from pipeline.embed import samples_folder, samples_id
 from pipeline.evaluation.results import RESULTS as EVALUATED
 from pipeline.listing import list_shards
@@ -55,14 +55,18 @@ def replaced(config: Comparison) -> str:
     earlier = read_comparison(config.store)
     if earlier is None:
         return ""
-    kinds = {
-        name: ("random",) if isinstance(selection, Like) else tuple(step.step for step in selection)
-        for name, selection in config.selections.items()
-    }
+    kinds = {name: _kinds(selection) for name, selection in config.selections.items()}
     ours = _words(kinds, config.seeds, config.training.num_steps * config.training.batch_size)
     theirs = {selection.name: selection.kinds for selection in earlier.selections}
     before = _words(theirs, earlier.seeds, earlier.samples_seen)
     return "" if ours == before else f"replaces the results of an earlier comparison in {config.store.url}: {before}"
+
+
+def _kinds(selection: Selection) -> tuple[str, ...]:
+    """As `Selected.kinds`."""
+    if isinstance(selection, Like):
+        return ("random",)
+    return selection.kinds if isinstance(selection, Kept) else tuple(step.step for step in selection)
 
 
 def _was_read(store: Store, pool: Pool) -> bool:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from operators.duplicates import Block, Heard, open_block
 from operators.near_pairs import screen
 from pipeline.columns import embeddings, fixed_binary
-from pipeline.duplicates.rows import Copies, Members
+from pipeline.duplicates.rows import Copies, Job, Members
 from pipeline.integrity import read_arrays
 from pipeline.storage import Store
 
@@ -141,9 +141,10 @@ def read_block(files: Files, bin_: int, turn: int, place: int) -> tuple[Members,
     return members, Block(screen(members.x_ND), members.key_N3, *known)
 
 
-def fresh_block(members: Members, epsilons: int) -> Block:
+def fresh_block(job: Job, members: Members) -> Block:
     """A block before the first turn."""
-    return open_block(screen(members.x_ND), members.key_N3, epsilons)
+    epsilons = len(job.rule.threshold_E)
+    return open_block(screen(members.x_ND), members.key_N3, epsilons, job.stands(members.key_N3))
 
 
 def letter(at_M: Ints, heard: Heard) -> Arrays:

@@ -140,6 +140,23 @@ def lay_out(
     return Layout(first_K, cluster_L, part_L, bin_L, place_L, pair_P2, len(dealt), given)
 
 
+def meeting_new(new_K: Ints, neighbours_P2: Ints) -> tuple[NDArray[np.bool_], Ints]:
+    """Which clusters are to be compared where the verdicts about some rows stand.
+
+    Args:
+        new_K: int64, new rows of each cluster.
+        neighbours_P2: int64, clusters that are compared with each other.
+
+    Returns:
+        searched_K, the clusters that hold new rows and those that are compared with them; and the pairs of which one
+        holds new rows.
+    """
+    searched_K = new_K > 0
+    pairs_P2 = neighbours_P2[searched_K[neighbours_P2].any(axis=1)]
+    searched_K[pairs_P2] = True
+    return searched_K, pairs_P2
+
+
 def cut_giants(sizes_S: Ints, largest: int) -> Ints:
     """pieces_S: into how many blocks of at most about `largest` rows each part is cut."""
     return np.maximum(-(-sizes_S // largest), 1)

@@ -2,6 +2,9 @@
 
 Columns of a bin: `partition`, `block`; `value`, `high`, `low`: the key that orders rows; `unit`, `row`: where they come
 from; `embedding`.
+
+Where verdicts of an earlier run stand, their rows come first: those that were kept have the value 0, those that were
+dropped, which take part in mode `reference` alone, 1. Only the new rows, from 2 on, are decided and reported.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +23,7 @@ from pipeline.artifact import parquet_bytes
 from pipeline.columns import embeddings, fixed_binary, uid_rows
 from pipeline.duplicates.layout import Layout
 from pipeline.findings import write_found
-from pipeline.run import Unit, read_unit
+from pipeline.run import Unit, read_standing, read_unit
 from pipeline.shuffle import PARTITION
 from pipeline.storage import Store
 
@@ -52,6 +55,8 @@ REPORT = pa.schema(
 
 SIZES = 40
 
+_STOOD_DROPPED, _FIRST_NEW = np.uint64(1), np.uint64(2)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -65,6 +70,8 @@ class Job:
         clusters: path of the centroids.
         epsilon: the largest compared.
         priority: gives the uint64 of each row of a table by which rows are ordered; lowest first.
+        searched_K: bool, where some rows stand: clusters whose rows are compared, as they or their neighbours hold new
+            ones. None where all rows are new.
     """
 
     store: Store
@@ -74,6 +81,15 @@ class Job:
     clusters: str
     epsilon: float
     priority: Callable[[pa.Table], NDArray[np.uint64]]
+    searched_K: NDArray[np.bool_] | None = None
+
+    def stands(self, key_N3: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which rows stand, by their keys."""
+        return np.zeros(len(key_N3), dtype=bool) if self.searched_K is None else key_N3[:, 0] < _FIRST_NEW
+
+    def stood_dropped(self, key_N3: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which rows stand as dropped, by their keys."""
+        return np.zeros(len(key_N3), dtype=bool) if self.searched_K is None else key_N3[:, 0] == _STOOD_DROPPED
 
 
 class Members(NamedTuple):
@@ -116,10 +132,9 @@ class Copies(NamedTuple):
 
 
 def produce(job: Job, item: tuple[int, Unit]) -> pa.Table:
-    """The rows of one shard that have an embedding, each with its bin."""
+    """The rows of one shard that have an embedding and take part, each with its bin."""
     index, unit = item
-    table, _ = read_unit(job.store, unit)
-    table = table.filter(pc.and_(table["embedding"].is_valid(), table["cluster"].is_valid()))
+    table, value_N = _rank(job, unit)
     high_N, low_N = split_uids(uid_rows(table["uid"]))
     x_ND, cluster_N = embeddings(table["embedding"]), table["cluster"].to_numpy().astype(np.int64)
     block_N = job.layout.blocks_of(job.store, cluster_N, x_ND, (high_N, low_N))
@@ -127,7 +142,7 @@ def produce(job: Job, item: tuple[int, Unit]) -> pa.Table:
         {
             PARTITION: pa.array(job.layout.bin_L[block_N], pa.int32()),
             "block": pa.array(block_N, pa.int64()),
-            "value": job.priority(table),
+            "value": value_N,
             "high": high_N,
             "low": low_N,
             "unit": np.full(len(high_N), index, dtype=np.int32),
@@ -137,8 +152,24 @@ def produce(job: Job, item: tuple[int, Unit]) -> pa.Table:
     )
 
 
-def split_blocks(table: pa.Table) -> Iterator[tuple[int, Members, Copies]]:
-    """Each block of a table with its distinct members and their copies, blocks ascending."""
+def _rank(job: Job, unit: Unit) -> tuple[pa.Table, NDArray[np.uint64]]:
+    """The rows of one shard that take part, and the value that orders them."""
+    table, kept_N = read_standing(job.store, unit) if unit.stands else (read_unit(job.store, unit)[0], None)
+    taking_part = pc.and_(table["embedding"].is_valid(), table["cluster"].is_valid())
+    if job.searched_K is not None:
+        searched_N = job.searched_K[table["cluster"].fill_null(0).to_numpy()]
+        taking_part = pc.and_(taking_part, pa.array(searched_N))
+    if kept_N is not None and job.rule.mode == "cover":
+        taking_part = pc.and_(taking_part, pa.array(kept_N))
+    table = table.filter(taking_part)
+    if kept_N is not None:
+        return table, np.where(kept_N[taking_part.to_numpy()], np.uint64(0), _STOOD_DROPPED)
+    value_N = job.priority(table)
+    return table, value_N if job.searched_K is None else np.maximum(value_N, _FIRST_NEW)
+
+
+def split_blocks(job: Job, table: pa.Table) -> Iterator[tuple[int, Members, Copies]]:
+    """Each block of a table with its distinct members and their new copies, blocks ascending."""
     block_N = table["block"].to_numpy()
     key_N3 = np.stack([table[name].to_numpy() for name in ("value", "high", "low")], axis=1)
     unit_N, row_N = table["unit"].to_numpy(), table["row"].to_numpy()
@@ -146,7 +177,8 @@ def split_blocks(table: pa.Table) -> Iterator[tuple[int, Members, Copies]]:
     order_N = np.lexsort((*key_N3.T[::-1], block_N))
     ends = np.flatnonzero(np.diff(block_N[order_N])) + 1
     for here in np.split(order_N, ends) if len(order_N) else []:
-        yield int(block_N[here[0]]), *_part_copies(Members(x_ND, key_N3, unit_N, row_N).take(here))
+        members, copies = _part_copies(Members(x_ND, key_N3, unit_N, row_N).take(here))
+        yield int(block_N[here[0]]), members, copies.take(~job.stands(copies.key_M3))
 
 
 def _part_copies(members: Members) -> tuple[Members, Copies]:
@@ -216,8 +248,9 @@ class Results:
         ):
             self._found.append(pa.table([unit_M, row_M, first[:, 1], first[:, 2], similarity, size], schema=FOUND))
         many_M = np.flatnonzero(size_N > 1)
+        stays_N = ~(goes_N | self._job.stood_dropped(members.key_N3))
         for group_M2, size_M, key_M3, stays_M in (
-            (group_N2[many_M], size_N[many_M], members.key_N3[many_M], ~goes_N[many_M]),
+            (group_N2[many_M], size_N[many_M], members.key_N3[many_M], stays_N[many_M]),
             (group_N2[of_M], size_N[of_M], copies.key_M3, np.zeros(len(of_M), dtype=bool)),
         ):
             columns = [_hex(group_M2), size_M, _hex(key_M3[:, 1:]), stays_M]

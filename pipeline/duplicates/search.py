@@ -22,9 +22,9 @@ class Duplicates:
     """What a search found.
 
     Attributes:
-        findings: the rows that go, by shard.
+        findings: the new rows that go, by shard.
         groups: the files that tell of groups.
-        removed: how many rows go at each epsilon.
+        removed: how many new rows go at each epsilon.
         sizes: how many groups have 2 to 3, 4 to 7, 8 to 15, ... members.
     """
 
@@ -68,9 +68,10 @@ def decide(job: Job, table: pa.Table) -> pa.Table:
     reports = [REPORT.empty_table()]
     for bin_ in pc.unique(table[PARTITION]).to_pylist():
         results = Results(job)
-        for _, members, copies in split_blocks(table.filter(pc.equal(table[PARTITION], bin_))):
+        for _, members, copies in split_blocks(job, table.filter(pc.equal(table[PARTITION], bin_))):
             groups = Groups.singles(len(members.key_N3))
-            block = open_block(screen(members.x_ND), members.key_N3, len(job.rule.threshold_E))
+            stands_N = job.stands(members.key_N3)
+            block = open_block(screen(members.x_ND), members.key_N3, len(job.rule.threshold_E), stands_N)
             block = settle(block, None, job.rule, groups)
             sizes_N = group_sizes(groups.label_N, copies.of_M)
             results.add(members, copies, block, members.key_N3[groups.label_N, 1:], sizes_N)

@@ -55,13 +55,13 @@ def write_bins(job: Job, table: pa.Table) -> pa.Table:
     bins = pc.unique(table[PARTITION]).to_pylist()
     for bin_ in bins:
         rows = table.filter(pc.equal(table[PARTITION], bin_))
-        found = {block: (members, copies) for block, members, copies in split_blocks(rows)}
+        found = {block: (members, copies) for block, members, copies in split_blocks(job, rows)}
         some, copied = next(iter(found.values()))
         none = some.take(slice(0, 0)), copied.take(np.zeros(len(copied.of_M), dtype=bool))
         blocks = [found.get(int(block), none) for block in job.layout.blocks_in(bin_)]
         members = [rows for rows, _ in blocks]
         files.write_rows(bin_, members, [copies for _, copies in blocks])
-        write_state(files, bin_, 0, [fresh_block(rows, len(job.rule.threshold_E)) for rows in members])
+        write_state(files, bin_, 0, [fresh_block(job, rows) for rows in members])
     return pa.table({"bin": pa.array(bins, pa.int32())})
 
 

@@ -3,14 +3,17 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from pipeline.report.examples import Wanted, find_examples, rows_by_shard
+from pipeline.report.history import Night, find_nights, history_sections
 from pipeline.report.measured import measured, measured_sections
 from pipeline.report.page import META_NAME, Headline, Report, Stage, asset_bytes, number, percent, render
 from pipeline.report.scan import Unit, scan
 from pipeline.report.views import make_views
 from pipeline.report.views.base import Seen, settings_text
 from pipeline.run import Run
+from pipeline.snapshots import Snapshot
 from pipeline.steps.base import Step
 from pipeline.storage import Store, digest
 from pipeline.summary import Summary
@@ -22,19 +25,24 @@ _META = re.compile(rf'<meta name="{META_NAME}" content="([0-9a-f]+)">')
 _HEAD_BYTES = 4096
 
 
-def write_report(run: Run, steps: Sequence[Step], summary: Summary) -> bool:
+def write_report(
+    run: Run, steps: Sequence[Step], summary: Summary, *, snapshot: Snapshot | None = None, name: str = REPORT
+) -> bool:
     """Writes the report of a finished run, unless the one that is there was made from the same artifacts.
 
     Args:
         run: with all artifacts. Its shards are read for thumbnails.
         steps: of its config, in order.
         summary: its sums; times and exports do not matter.
+        snapshot: that the run is, published or about to be.
+        name: of the file.
 
     Returns:
         whether anything was written.
     """
-    address = report_digest(run, steps)
-    if find_digest(run) == address:
+    nights = find_nights(run.store, snapshot)
+    address = report_digest(run, steps, nights)
+    if find_digest(run, name) == address:
         return False
     place = location(run.store)
     views = make_views(run, steps, summary, place)
@@ -55,13 +63,17 @@ def write_report(run: Run, steps: Sequence[Step], summary: Summary) -> bool:
         digest=address,
         headlines=headlines(summary),
         stages=funnel(run, steps, summary),
-        sections=(*(section for section in sections if section), *measured_sections(run.store)),
+        sections=(
+            *(section for section in sections if section),
+            *history_sections(nights),
+            *measured_sections(run.store),
+        ),
     )
-    run.store.replace(REPORT, render(report))
+    run.store.replace(name, render(report))
     return True
 
 
-def report_digest(run: Run, steps: Sequence[Step]) -> str:
+def report_digest(run: Run, steps: Sequence[Step], nights: Sequence[Night] = ()) -> str:
     """Names everything that a report is made from."""
     artifacts = [run.artifacts[name] for name in ("samples", "unique_uid", *(step.title for step in steps))]
     return digest(
@@ -72,6 +84,7 @@ def report_digest(run: Run, steps: Sequence[Step]) -> str:
         [artifact.digest for artifact in artifacts],
         [step.model_dump(mode="json") for step in steps],
         *measured(run.store),
+        *([[asdict(night) for night in nights]] if nights else []),
     )
 
 
@@ -80,10 +93,10 @@ def location(store: Store) -> str:
     return store.path().rstrip("/") if store.is_local else store.url.rstrip("/")
 
 
-def find_digest(run: Run) -> str | None:
+def find_digest(run: Run, name: str = REPORT) -> str | None:
     """What the report that is there was made from; None when there is none."""
     try:
-        with run.store.open(REPORT) as file:
+        with run.store.open(name) as file:
             head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
     except FileNotFoundError:
         return None

@@ -1,6 +1,6 @@
 """Curves as inline SVG, beside the histograms and scatters of `figures`: something measured at a few values of x > 0.
 
-The horizontal axis is logarithmic and marked at the measured values themselves.
+The horizontal axis is marked at the measured values themselves, and logarithmic unless it is asked to be linear.
 """
 
 import math
@@ -70,7 +70,13 @@ class Spread:
 
 
 def draw_curves(
-    title: str, curves: Sequence[Curve], x_label: str, *, scale: Scale = "linear", marks: Sequence[Mark] = ()
+    title: str,
+    curves: Sequence[Curve],
+    x_label: str,
+    *,
+    scale: Scale = "linear",
+    marks: Sequence[Mark] = (),
+    x_scale: Literal["linear", "log"] = "log",
 ) -> Markup:
     """Lines through measured points.
 
@@ -80,17 +86,18 @@ def draw_curves(
         x_label: of the horizontal axis.
         scale: of the vertical axis.
         marks: values of x.
+        x_scale: of the horizontal axis.
     """
     knots = [knot for curve in curves for knot in curve.knots]
-    x, y = _horizontal(knot.x for knot in knots), _vertical((knot.y for knot in knots), scale)
+    x, y = _horizontal((knot.x for knot in knots), x_scale), _vertical((knot.y for knot in knots), scale)
     parts = [grid(y), base(x, HEIGHT - BOTTOM)]
     for curve in curves:
-        places = [(x(math.log2(knot.x)), y(_on(scale, knot.y))) for knot in curve.knots]
+        places = [(x(_on(x_scale, knot.x)), y(_on(scale, knot.y))) for knot in curve.knots]
         parts.append(_LINE.format(curve.tone, _points(places)))
         if curve.tone != "plain":
             dots = zip(places, curve.knots, strict=True)
             parts += [_DOT.format(curve.tone, *place, knot.label) for place, knot in dots]
-    parts += [draw_mark(Mark(math.log2(mark.value), mark.label), x) for mark in marks]
+    parts += [draw_mark(Mark(_on(x_scale, mark.value), mark.label), x) for mark in marks]
     parts.append(axis_label(x_label))
     return svg(parts, _in_words(title, [knot.label for knot in curves[-1].knots]))
 
@@ -119,10 +126,10 @@ def draw_spreads(title: str, spreads: Sequence[Spread], x_label: str, *, scale: 
     return svg(parts, _in_words(title, [spread.label for spread in spreads]))
 
 
-def _horizontal(values: Iterable[float]) -> Axis:
-    stops = tuple(sorted({math.log2(value) for value in values}))
+def _horizontal(values: Iterable[float], scale: Literal["linear", "log"] = "log") -> Axis:
+    stops = tuple(sorted({_on(scale, value) for value in values}))
     margin = 0.08 * (stops[-1] - stops[0]) or 1.0
-    return Axis(stops[0] - margin, stops[-1] + margin, LEFT, WIDTH - RIGHT, log2=True, stops=stops)
+    return Axis(stops[0] - margin, stops[-1] + margin, LEFT, WIDTH - RIGHT, log2=scale == "log", stops=stops)
 
 
 def _vertical(values: Iterable[float], scale: Scale) -> Axis:

@@ -1,7 +1,7 @@
 """Histograms that can be counted part by part without knowing the range beforehand, and still come out the same.
 
-Bins are [i 2^e, (i + 1) 2^e) for integers i and one exponent e: the smallest with at most `MAX_BINS` bins over the
-range of all values. Coarser bins are unions of finer ones, so parts counted with a smaller e merge without a loss, and
+Bins are [i 2^e, (i + 1) 2^e) for integers i and one exponent e: the smallest with at most so many bins over the range
+of all values. Coarser bins are unions of finer ones, so parts counted with a smaller e merge without a loss, and
 neither their order nor their number changes the result.
 
 Legend: N values, S series (such as dropped and kept), B bins.
@@ -49,7 +49,12 @@ class Histogram:
 
 
 def histogram(
-    values_N: NDArray[np.float64], series_N: NDArray[np.integer], num_series: int, finest: int | None = None
+    values_N: NDArray[np.float64],
+    series_N: NDArray[np.integer],
+    num_series: int,
+    finest: int | None = None,
+    *,
+    most: int = MAX_BINS,
 ) -> Histogram:
     """Counts values by series; those that are not finite are left out.
 
@@ -58,6 +63,7 @@ def histogram(
         series_N: the series of each value, 0 to num_series - 1.
         num_series: S.
         finest: the smallest exponent, where the values are not worth finer bins.
+        most: bins.
     """
     finite_N = np.isfinite(values_N)
     values_N, series_N = values_N[finite_N], series_N[finite_N]
@@ -67,7 +73,7 @@ def histogram(
     low, high = float(values_N.min()), float(values_N.max())
     exponent = math.frexp(max(abs(low), abs(high), _TINY))[1] - _FINEST
     exponent = exponent if finest is None else max(exponent, finest)
-    while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= MAX_BINS:
+    while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= most:
         exponent += 1
     bins_N = np.floor(np.ldexp(values_N, -exponent)).astype(np.int64)
     first = int(bins_N.min())
@@ -76,12 +82,30 @@ def histogram(
     return Histogram(exponent, first, counts_SB)
 
 
-def merge(a: Histogram, b: Histogram) -> Histogram:
-    """The histogram of the values of both. Associative and commutative."""
+def count_like(values_N: NDArray[np.float64], like: Histogram) -> Histogram:
+    """Counts values in the bins of another histogram, and in one more on each side for all that lie beyond them.
+
+    Args:
+        values_N: float64; those that are not finite are left out.
+        like: with at least one bin.
+
+    Returns:
+        one series of B + 2 bins.
+    """
+    values_N = values_N[np.isfinite(values_N)]
+    ends = like.edges[[0, -1]]
+    inside_N = np.floor(np.ldexp(values_N.clip(*ends), -like.exponent)).astype(np.int64) - like.first + 1
+    bins_N = np.where(values_N < ends[0], 0, inside_N)
+    num_bins = like.counts_SB.shape[1] + 2
+    return Histogram(like.exponent, like.first - 1, np.bincount(bins_N, minlength=num_bins)[None, :].astype(np.int64))
+
+
+def merge(a: Histogram, b: Histogram, *, most: int = MAX_BINS) -> Histogram:
+    """The histogram of the values of both, in so many bins at most. Associative and commutative."""
     if not a.counts_SB.shape[1] or not b.counts_SB.shape[1]:
         return b if not a.counts_SB.shape[1] else a
     exponent = max(a.exponent, b.exponent)
-    while _num_bins(a, b, exponent) > MAX_BINS:
+    while _num_bins(a, b, exponent) > most:
         exponent += 1
     a, b = _coarsen(a, exponent), _coarsen(b, exponent)
     first = min(a.first, b.first)

@@ -1,11 +1,12 @@
 """What a step is: frozen settings, a version, what it reads, and a function of the run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from operators.errors import ConfigError
 from pipeline.artifact import Artifact
 from pipeline.config.problems import KeyProblem
 from pipeline.config.yaml_values import KeyPath
@@ -13,6 +14,9 @@ from pipeline.run import Modality, Run
 
 NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"
 """What a config may call things that become folders."""
+
+Stands = Literal["always", "append", "never"]
+"""Whether the verdicts of earlier nights stand (`pipeline.given`): always, by the policy `append` alone, or never."""
 
 
 class Step(BaseModel):
@@ -32,6 +36,8 @@ class Step(BaseModel):
     """Whether the run's seed changes the result."""
     looks_at_images: ClassVar[bool] = False
     """Whether it reads the images themselves, besides what is known of them."""
+    stands: ClassVar[Stands] = "never"
+    """Whether its earlier verdicts stand: for a step that compares samples and can leave those of earlier nights be."""
 
     step: str
     name: str = Field(default="", pattern=f"^({NAME})?$")
@@ -86,6 +92,16 @@ class Step(BaseModel):
             UserError: they are not what the step can use.
         """
 
+    def check_nightly(self) -> None:
+        """Checks, before any work, whether the step can be applied night by night (`pipeline.given`).
+
+        What goes shard by shard can. A step that compares samples needs something that is given, or verdicts that
+        stand; one that has neither refuses here.
+
+        Raises:
+            UserError: it cannot, and why.
+        """
+
     def scored_by(self, models: Mapping[str, Any]) -> str | None:
         """What computes the score that it gives, by the settings of the models: equal where scores can be compared.
 
@@ -102,6 +118,17 @@ class Step(BaseModel):
         settings = self.model_dump(mode="json", exclude={"name"})
         seed = {"seed": run.seed} if self.random else {}
         return {"kind": self.step, "version": self.version, **settings, **seed}
+
+
+def refuse_nightly(step: Step, what: str, why: str) -> None:
+    """Raises ConfigError: the step cannot be applied night by night.
+
+    Args:
+        step: whose.
+        what: of it is refused.
+        why: that is so.
+    """
+    raise ConfigError(f"{step.title} must be a step that can be applied night by night, got {what}: {why}")
 
 
 def refuse_ignored(settings: BaseModel, names: Iterable[str], why: str) -> None:

@@ -8,12 +8,18 @@ Beside the parts lies `fit.npz`: `centroids_KD`, and of the final assignment of 
 members' similarities, and `sizes_K`; of the fitting, `inertia`, `iterations`, `rows` that were fitted on, `recall` (NaN
 where the search was exact), `metric` and `two_level`; and what `pipeline.hierarchy` leaves there. Where it
 leaves other centroids, the last `inertia` is that of all rows under these.
+
+Night by night (`pipeline.given`), the first night's fit is kept as `given.npz` in a folder that its centroids address;
+rows are assigned to its centroids shard by shard, on the first night too. Beside the parts of each night then lies
+`fit-<digest of the parts>.npz`: the same, but for `similarity_K` and `sizes_K`, which are those of all rows so far.
 """
 
 import functools
+import hashlib
 import io
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -24,19 +30,27 @@ from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
 from operators.errors import InputError
+from operators.limbs import join_limbs, sum_limbs
 from operators.uids import split_uids
-from pipeline.artifact import Artifact, publish_beside
+from pipeline.artifact import Artifact, publish_beside, read_columns
 from pipeline.clustering import KMeansFit, KMeansSettings, check_init
 from pipeline.columns import embeddings, present, scatter, uid_rows
+from pipeline.given import Given
 from pipeline.hierarchy import Assign, Merged, check_refinement, merged, parents, refine
 from pipeline.integrity import read_arrays
 from pipeline.iterations import UNFINISHED, Iterations
+from pipeline.parts import Part
 from pipeline.placement import num_actors, num_on_gpus
 from pipeline.resampling import Load
-from pipeline.run import Plan, Read, Run
-from pipeline.storage import Store
+from pipeline.run import NotPublished, Plan, Read, Run
+from pipeline.spread import spread
+from pipeline.storage import Store, digest
 
 CLUSTERS_VERSION = 3
+
+_DECIDING = ("centroids_KD", "micro_KD", "concept_K", "metric", "two_level")
+"""What of a fit decides about an assignment."""
+_OF_A_NIGHT = re.compile(r"fit-[0-9a-f]{16}\.npz")
 
 
 @dataclass(frozen=True)
@@ -92,12 +106,27 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
     Raises:
         InputError: more clusters than rows, or what is to follow k-means cannot be done with so many clusters.
     """
-    settings = settings.decided(run.num_entering)
-    identity = {"kind": "clusters", "version": CLUSTERS_VERSION, "seed": run.seed, **settings.model_dump(mode="json")}
     reads = [Read(run.samples, {"uid": "uid"}), Read(run.embeddings[model, "image"], {"embedding": "embedding"})]
-    plan = run.plan(f"{title}.clusters", identity, reads, reduces=True)
+    if run.given is not None:
+        return run.add_clusters(title, _assign_given(run, title, settings, reads, run.given))
+    settings = settings.decided(run.num_entering)
+    plan = _plan_fit(run, title, settings, reads)
     if published := plan.published:
         return run.add_clusters(title, published)
+    path = _fitted(plan, title, settings)
+    assign = partial(assign_rows, run.store, path, run.threads)
+    info = _facts(path, read_fit(run.store, path))
+    return run.add_clusters(title, plan.map_attributes(assign, info=info, threads=run.threads))
+
+
+def _plan_fit(run: Run, title: str, settings: KMeansSettings, reads: Sequence[Read]) -> Plan:
+    identity = {"kind": "clusters", "version": CLUSTERS_VERSION, "seed": run.seed, **settings.model_dump(mode="json")}
+    return run.plan(f"{title}.clusters", identity, reads, reduces=True)
+
+
+def _fitted(plan: Plan, title: str, settings: KMeansSettings) -> str:
+    """The path of the fit of a plan's rows, which a run that was stopped while it assigned rows may have left."""
+    run = plan.run
     if settings.k > run.num_entering:
         raise InputError(
             f"{title}.clusters must be at most the {run.num_entering} rows that enter the step, got {settings.k}"
@@ -108,14 +137,18 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
     except ValueError as error:  # of clusters: auto, which no validator could know, or of the machines
         raise InputError(f"{title}.{error}") from error
     path = f"{plan.folder}/fit.npz"
-    if not run.store.exists(path):  # a run that was stopped while it assigned rows has left it
+    if not run.store.exists(path):
         fit_rows = partial(_fit, plan, title, settings)
         fitted = fit_rows(load, seed=run.seed)
         refined = refine(plan, load, fitted.centroids_KD, settings, fit_rows)
         publish_beside(run.store, path, _npz(fitted, settings, refined))
     run.store.remove(f"{plan.folder}/{UNFINISHED}")
-    fit = read_fit(run.store, path)
-    info = {
+    return path
+
+
+def _facts(path: str, fit: Fit) -> dict[str, Any]:
+    """What the manifest says of a fit."""
+    return {
         "fit": path,
         "clusters": len(fit.sizes_K),
         "inertia": list(fit.inertia),
@@ -123,8 +156,60 @@ def cluster(run: Run, title: str, model: str, settings: KMeansSettings) -> Artif
         "rows_fitted": fit.rows,
         "recall": fit.recall if fit.two_level else None,
     }
-    assign = partial(assign_rows, run.store, path, run.threads)
-    return run.add_clusters(title, plan.map_attributes(assign, info=info, threads=run.threads))
+
+
+def _assign_given(run: Run, title: str, settings: KMeansSettings, reads: Sequence[Read], given: Given) -> Artifact:
+    """Assigns rows to the centroids of the first night: this one, where none are given yet."""
+    name = f"{title}.clusters"
+    if title not in given.fits:
+        settings = settings.decided(run.num_entering)
+        fitting = _plan_fit(run, title, settings, reads)
+        if run.dry and not run.store.exists(f"{fitting.folder}/fit.npz"):
+            raise NotPublished(name)
+        arrays = read_arrays(run.store, _fitted(fitting, title, settings))
+    else:
+        arrays = read_arrays(run.store, _kept_fit(run.store, given.fits[title]))
+    deciding = {name: (arrays[name].dtype.str, arrays[name].tobytes()) for name in _DECIDING if name in arrays}
+    identity = {
+        "kind": "clusters",
+        "version": CLUSTERS_VERSION,
+        "given": {name: [dtype, hashlib.sha256(data).hexdigest()] for name, (dtype, data) in deciding.items()},
+    }
+    plan = run.plan(name, identity, reads)
+    path = given.fits[title] = f"{plan.folder}/given.npz"
+    if published := plan.published:
+        return published
+    if not run.store.exists(path):
+        publish_beside(run.store, path, _npz_bytes(arrays))
+    plan.facts = partial(_sum_up, run, plan.folder, arrays)
+    return plan.map_attributes(partial(assign_rows, run.store, path, run.threads), threads=run.threads)
+
+
+def _kept_fit(store: Store, path: str) -> str:
+    """The path of the first night's fit; where that was lost, of another night's, which has the same centroids."""
+    folder = path.rpartition("/")[0]
+    others = [] if store.exists(path) else [name for name in store.names(folder) if _OF_A_NIGHT.fullmatch(name)]
+    return f"{folder}/{others[0]}" if others else path
+
+
+def _sum_up(run: Run, folder: str, arrays: Mapping[str, NDArray[Any]], parts: Sequence[Part]) -> dict[str, Any]:
+    """Publishes the fit whose sizes and similarities are those of all parts; gives what the manifest says of it."""
+    totals_K3 = np.zeros((len(arrays["sizes_K"]), 3), np.int64)
+    add_up = partial(_add_up, run.store, len(totals_K3))
+    for totals in spread(add_up, [part.path for part in parts], workers=run.workers):
+        totals_K3 += totals
+    path = f"{folder}/fit-{digest([part.id for part in parts])}.npz"
+    measured = {"sizes_K": totals_K3[:, 0], "similarity_K": join_limbs(totals_K3[:, 1:])}
+    publish_beside(run.store, path, _npz_bytes({**arrays, **measured}))
+    return _facts(path, read_fit(run.store, path))
+
+
+def _add_up(store: Store, clusters: int, path: str) -> NDArray[np.int64]:
+    """Totals_K3: the members of each cluster in one part, and the limbs of the sum of their similarities."""
+    table = read_columns(store, path, ["cluster", "similarity"])
+    cluster_n, similarity_n = (table[name].drop_null().to_numpy() for name in ("cluster", "similarity"))
+    sizes_K = np.bincount(cluster_n, minlength=clusters)
+    return np.column_stack([sizes_K, sum_limbs(similarity_n, cluster_n, clusters)])
 
 
 def _fit(
@@ -234,6 +319,10 @@ def _npz(result: KMeansFit, settings: KMeansSettings, refined: Mapping[str, NDAr
         "metric": np.array(settings.metric),
         "two_level": np.array(settings.two_level),
     }
+    return _npz_bytes({**arrays, **refined})
+
+
+def _npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     sink = io.BytesIO()
-    np.savez(sink, **{**arrays, **refined})
+    np.savez(sink, **arrays)  # type: ignore[arg-type]
     return sink.getvalue()

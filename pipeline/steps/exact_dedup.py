@@ -1,10 +1,11 @@
 """`exact_dedup`: of samples whose encoded images are the same bytes, the one with the lowest uid stays.
 
-Reads `samples`. Verdict reason `exact_duplicate`; details: `duplicate_of`, the uid that stays.
+Reads `samples`. Verdict reason `exact_duplicate`; details: `duplicate_of`, the uid that stays. A sample that
+stayed when an earlier run, whose verdicts stand, looked at it comes before all that are new.
 """
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,14 @@ from operators.uids import join_uids
 from pipeline.artifact import Artifact
 from pipeline.findings import Findings, positions_of
 from pipeline.run import Read, Run, Verdicts
-from pipeline.steps.base import Step, reasons
+from pipeline.steps.base import Stands, Step, reasons
 from pipeline.uniqueness import find_repeats
 
 
 class ExactDedup(Step):
     """Settings of the step: none."""
+
+    stands: ClassVar[Stands] = "always"
 
     step: Literal["exact_dedup"]
 

@@ -6,9 +6,12 @@ reasons: `below_cutoff` (not among the n best), `missed_threshold` (`estimate_on
 that is kept.
 
 Among the n best, of equal values the lowest uid is kept, so exactly n stay (DataComp's own code keeps n + 1 and ties).
-A threshold is applied to each sample alone, so ties stay. Beside the verdicts lies `threshold.json` where the threshold
-was estimated (`pipeline.steps.thresholds`), and with `per` `groups.parquet` (`pipeline.steps.groups`). What `diversity`
-finds stands in the manifest (`pipeline.steps.diversity`).
+A threshold is applied to each sample alone, so ties stay. Night by night (`pipeline.given`), a share or a number is
+turned into one: the value of the last row that is kept on the first night, applied to every row from then on.
+
+Beside the verdicts lies `threshold.json` where the threshold was estimated (`pipeline.steps.thresholds`), and with
+`per` `groups.parquet` (`pipeline.steps.groups`). What `diversity` finds stands in the manifest
+(`pipeline.steps.diversity`).
 """
 
 import contextlib
@@ -28,10 +31,11 @@ from operators.thresholds import reaches
 from pipeline.artifact import Artifact, publish_beside
 from pipeline.config.problems import KeyProblem
 from pipeline.failures import winnow_error
+from pipeline.given import Given
 from pipeline.paths import resolve
-from pipeline.run import Modality, Plan, Read, Run, Verdicts
+from pipeline.run import Modality, NotPublished, Plan, Read, Run, Verdicts
 from pipeline.selection import plan_cutoffs, rows_to_keep
-from pipeline.steps.base import Step, refuse_ignored
+from pipeline.steps.base import Step, refuse_ignored, refuse_nightly
 from pipeline.steps.clusters import cluster
 from pipeline.steps.diversity import DIVERSITY_VERSION, DiversitySettings, measure
 from pipeline.steps.groups import best_of_each, group_ids, group_names, read_cutoffs
@@ -127,6 +131,13 @@ class Filter(Step):
         if self.threshold and self.score is not None and (source := scored_by(self.score)) is not None:
             self._check_source(self.threshold, source)
 
+    def check_nightly(self) -> None:
+        """Refuses what needs more than a threshold that is fixed on the first night."""
+        if self.per is not None:
+            refuse_nightly(self, f"per: {self.per}", "each value of the field would need a threshold of its own")
+        if self.diversity is not None:
+            refuse_nightly(self, "diversity", "it is measured over all rows at once")
+
     def identity(self, run: Run) -> dict[str, Any]:
         """Covers the value of a stored threshold and not where it lies, and the seed where something is drawn."""
         drawn = {"seed": run.seed} if self.draw or self.estimate_on is not None else {}
@@ -142,6 +153,8 @@ class Filter(Step):
         """Finds or makes the verdicts."""
         self.check()
         self.check_scores(lambda _: self._scored_by(run))
+        if run.given is not None and self._ranked:
+            return self._with_values(self._judge_given(run, run.given))
         plan = run.plan(self.title, self.identity(run), self._reads(run), reduces=self._ranked)
         if self.diversity:
             clusters = cluster(run, f"{self.title}.diversity", self.diversity.model, self.diversity.kmeans)
@@ -159,19 +172,47 @@ class Filter(Step):
         if self.per is not None:
             return self._judge_groups(plan, ranking, self.per)
         if self.estimate_on is not None:
-            return self._judge_by_estimate(plan, ranking, self.estimate_on)
-        run = plan.run
-        keep = rows_to_keep(self.title, run.num_entering, self.keep_fraction, self.keep)
-        with self._explained(keep):
-            cutoffs = plan_cutoffs(plan, ranking.keys, np.array([keep], dtype=np.int64))
+            info = self._estimate(plan, ranking, self.estimate_on)
+            return plan.map_verdicts(partial(judge_threshold, ranking, info["threshold"]), info=info)
+        cutoffs = self._cutoffs(plan, ranking)
         info = {"threshold": _json_number(float(cutoff_value(cutoffs, ranking.highest)[0]))}
         return plan.map_verdicts(partial(judge_rank, ranking, cutoffs), info=info)
+
+    def _judge_given(self, run: Run, given: Given) -> Artifact:
+        """By the threshold that the first night found: this one, where none is given yet."""
+        ranking = Ranking(self._values(run), self.best == "highest")
+        found: Mapping[str, Any] = {}
+        if self.title not in given.thresholds:
+            plan = run.plan(self.title, self.identity(run), self._reads(run), reduces=True)
+            if run.dry:
+                raise NotPublished(self.title)
+            found = self._find_threshold(plan, ranking)
+            given.thresholds[self.title] = found["threshold"]
+        threshold = given.thresholds[self.title]
+        how_found = ("keep_fraction", "keep", "estimate_on", "confidence")
+        identity = {name: value for name, value in self.identity(run).items() if name not in how_found}
+        plan = run.plan(self.title, identity | {"threshold": threshold}, self._reads(run))
+        judge = partial(judge_threshold, ranking, threshold)
+        return plan.published or plan.map_verdicts(judge, info={"threshold": threshold, **found})
+
+    def _find_threshold(self, plan: Plan, ranking: Ranking) -> Mapping[str, Any]:
+        """As `threshold` the value of the last row that would be kept, or an estimate of that; and how it was found."""
+        if self.estimate_on is not None:
+            return self._estimate(plan, ranking, self.estimate_on)
+        value = float(cutoff_value(self._cutoffs(plan, ranking), ranking.highest)[0])
+        return {"threshold": self._finite(value)}
+
+    def _cutoffs(self, plan: Plan, ranking: Ranking) -> Cutoffs:
+        keep = rows_to_keep(self.title, plan.run.num_entering, self.keep_fraction, self.keep)
+        with self._explained(keep):
+            return plan_cutoffs(plan, ranking.keys, np.array([keep], dtype=np.int64))
 
     def _judge_groups(self, plan: Plan, ranking: Ranking, field: str) -> Artifact:
         path = best_of_each(plan, field, ranking, self._quotas)
         return plan.map_verdicts(partial(judge_groups, plan.run.store, path, field, ranking), info={"groups": path})
 
-    def _judge_by_estimate(self, plan: Plan, ranking: Ranking, estimate_on: int) -> Artifact:
+    def _estimate(self, plan: Plan, ranking: Ranking, estimate_on: int) -> Mapping[str, Any]:
+        """The threshold, how it was estimated, and where that is stored."""
         assert self.keep_fraction is not None
         run = plan.run
         size = min(estimate_on, run.num_entering)
@@ -181,8 +222,7 @@ class Filter(Step):
             raise InputError(f"{rule}, got {self.keep_fraction}")
         with self._explained(rank):
             found = estimate(plan, ranking, size, rank)
-        if not math.isfinite(found.value):
-            raise InputError(f"the threshold of {self.title} must be a finite number, got {found.value}")
+        self._finite(found.value)
         threshold = found.stored(
             score=self.score or str(self.column),
             scored_by=self._scored_by(run),
@@ -194,8 +234,12 @@ class Filter(Step):
         path = f"{plan.folder}/threshold.json"
         record = threshold.model_dump(mode="json")
         publish_beside(run.store, path, to_json(record))
-        info = {"threshold": threshold.value, "threshold_file": path, "estimate": record}
-        return plan.map_verdicts(partial(judge_threshold, ranking, threshold.value), info=info)
+        return {"threshold": threshold.value, "threshold_file": path, "estimate": record}
+
+    def _finite(self, threshold: float) -> float:
+        if not math.isfinite(threshold):
+            raise InputError(f"the threshold of {self.title} must be a finite number, got {threshold}")
+        return threshold
 
     def _quotas(self, rows_G: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many rows of each group to keep, by its size."""

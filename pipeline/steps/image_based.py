@@ -27,6 +27,7 @@ from pipeline.pool import Source
 from pipeline.references import check_reference, embed_reference, reference_facts
 from pipeline.run import Plan, Read, Run, Verdicts
 from pipeline.spread import spread
+from pipeline.steps.base import refuse_nightly
 from pipeline.steps.clustered import Clustered
 from pipeline.steps.clusters import assign_rows, cluster, fit_of
 from pipeline.storage import Store
@@ -57,6 +58,10 @@ class ImageBased(Clustered):
     def check(self) -> None:
         """Looks at the reference set before any work. Raises UserError."""
         check_reference(self.reference)
+
+    def check_nightly(self) -> None:
+        """Refused: the sizes of its clusters, which lie beside the verdicts, change from night to night."""
+        refuse_nightly(self, "image_based", "its clusters are those of one pool; score and filter instead")
 
     def run(self, run: Run) -> Artifact:
         """Finds or makes the verdicts."""

@@ -23,7 +23,7 @@ from pipeline.columns import booleans
 from pipeline.config.problems import KeyProblem
 from pipeline.config.yaml_values import KeyPath
 from pipeline.run import Modality, Read, Run, Verdicts
-from pipeline.steps.base import Step
+from pipeline.steps.base import Step, refuse_nightly
 
 if TYPE_CHECKING:
     from pipeline.steps.registry import AnyStep  # which names this class in turn, and completes it
@@ -80,6 +80,10 @@ class Intersection(Step):
         """Checks what each inner step reads. Raises UserError."""
         for step in self.of:
             step.check_scores(scored_by)
+
+    def check_nightly(self) -> None:
+        """Refused: what the inner steps found would have to be kept for each of them."""
+        refuse_nightly(self, "an intersection", "what its inner steps are given is not kept; write them one by one")
 
     def identity(self, run: Run) -> dict[str, Any]:
         """The names, which the reasons hold; the settings of the inner steps address what is read."""

@@ -2,7 +2,8 @@
 
 Such a step trains its filter once, publishes it as `<step>.training/<hash>/filter.safetensors` (`pipeline.filters`),
 and then scores the pool shard by shard. Later runs, on any pool, can name that file under `trained`: only then are
-their scores comparable, and a threshold that was stored with one of them holds for the others.
+their scores comparable, and a threshold that was stored with one of them holds for the others. Night by night
+(`pipeline.given`), the filter of the first night scores all that comes.
 
 Output column: `score`, float64, the higher the more like a trusted sample; null where a sample lacks what the filter
 looks at. Every row passes.
@@ -139,6 +140,18 @@ class Learned(Step):
         return json.dumps({"filter": self.step, "sha256": trained.digest, **self.score_settings()}, sort_keys=True)
 
     def _train(self, run: Run) -> TrainedFilter:
+        given = {} if run.given is None else run.given.filters
+        path = given.get(self.title) or self._trained_path(run)
+        given[self.title] = path
+        with reading(run.store, path):
+            data = run.store.read(path)
+        try:
+            return parse_filter(data, path, self.step)
+        except InputError as error:  # of a file of our own
+            raise damaged(run.store, path, error) from error
+
+    def _trained_path(self, run: Run) -> str:
+        """Where the filter lies, once it is trained."""
         assert self.trusted is not None
         trusted = embed_reference(run, self.trusted, self.embeddings(), f"{self.title}.trusted")
         identity = {key: value for key, value in self.identity(run).items() if key not in ("trusted", "trained")}
@@ -149,12 +162,7 @@ class Learned(Step):
             if run.dry:
                 raise NotPublished(plan.name)
             run.store.publish(path, self.train(plan, trusted))
-        with reading(run.store, path):
-            data = run.store.read(path)
-        try:
-            return parse_filter(data, path, self.step)
-        except InputError as error:  # of a file of our own
-            raise damaged(run.store, path, error) from error
+        return path
 
     def check_number(self, name: str, count: int, of: int, what: str) -> None:
         """Raises InputError where there are fewer than two samples of a set to learn from."""

@@ -10,12 +10,17 @@ A sample without an embedding is near nothing and stays.
 The manifest's info has the curve: `epsilons`, ascending, and how many samples each would have `removed`;
 `group_sizes`: how many groups have 2 to 3, 4 to 7, 8 to 15, ... members; and `groups`: Parquet files in the workspace
 with a row for each member of each group of two or more: `group` (the uid of its first member), `size`, `uid`, `kept`.
+
+Where verdicts of an earlier run stand, the rows that it kept come first and stay; those that it dropped take part in
+mode `reference` alone. New rows are compared with these and with each other, in the clusters that hold new rows (and
+their neighbours). `removed` and `group_sizes` then add up what each run found; `groups` are those of the latest.
 """
 
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +33,16 @@ from operators.selection import order_key
 from operators.uids import join_uids, split_uids
 from pipeline.artifact import Artifact
 from pipeline.columns import uid_rows
+from pipeline.duplicates.layout import lay_out, meeting_new
 from pipeline.findings import Findings, positions_of
+from pipeline.fold import fold
 from pipeline.run import Modality, Plan, Read, Run, Verdicts
-from pipeline.steps.base import reasons
+from pipeline.steps.base import Stands, reasons
 from pipeline.steps.clustered import NearestClustered
 from pipeline.steps.clusters import Fit, cluster, fit_of
+
+if TYPE_CHECKING:
+    from pipeline.duplicates.search import Duplicates  # imports torch
 
 Epsilon = Annotated[float, Field(ge=5e-4, le=0.5)]
 """1 - cosine. Stored rows have lengths within about 5e-4 of 1, so less says nothing of the images."""
@@ -64,6 +74,7 @@ class SemanticDedup(NearestClustered):
     """
 
     random: ClassVar[bool] = True
+    stands: ClassVar[Stands] = "always"
 
     step: Literal["semantic_dedup"]
     clusters: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -112,10 +123,26 @@ class SemanticDedup(NearestClustered):
         return plan.published or self._find(plan, fit_of(run.store, assigned.info), assigned.info["fit"])
 
     def _find(self, plan: Plan, fit: Fit, clusters: str) -> Artifact:
+        epsilons = sorted({self.epsilon, *self.epsilons})
+        new_K = fit.sizes_K
+        if plan.standing:
+            count = partial(count_members, len(fit.sizes_K))
+            new_K = fold(plan.new, count, np.add) if plan.new.units else np.zeros_like(fit.sizes_K)
+        found = self._search(plan, fit, clusters, new_K) if new_K.any() else nothing_found(plan, len(epsilons))
+        info = {"epsilons": epsilons, "groups": found.groups, "clusters": clusters}
+        info |= _added(plan.earlier if plan.standing else None, {"removed": found.removed, "group_sizes": found.sizes})
+        artifact = plan.map_verdicts(partial(judge, found.findings), info=info)
+        stood = sum(part.counts.get(f"dropped:{_REASON}", 0) for part in plan.standing.values())
+        dropped = artifact.totals("dropped").get(_REASON, 0) - stood
+        removed = found.removed[epsilons.index(self.epsilon)]
+        assert dropped == removed, f"{dropped} rows were dropped, {removed} found to be duplicates"
+        return artifact
+
+    def _search(self, plan: Plan, fit: Fit, clusters: str, new_K: NDArray[np.int64]) -> "Duplicates":
+        """The duplicates among the rows that take part, of whom each cluster has so many new ones."""
         from operators.borders import neighbour_pairs
         from operators.duplicates import Rule
         from operators.near_pairs import thresholds
-        from pipeline.duplicates.layout import lay_out
         from pipeline.duplicates.rows import Job
         from pipeline.duplicates.search import find_duplicates
         from pipeline.duplicates.splits import split_giants
@@ -123,31 +150,47 @@ class SemanticDedup(NearestClustered):
         run = plan.run
         epsilons = sorted({self.epsilon, *self.epsilons})
         folder = f"{plan.folder}/attempt-{uuid.uuid4().hex}"
-        splits = split_giants(plan, folder, fit.sizes_K, self.largest)
-        neighbours_P2 = neighbour_pairs(fit.centroids_KD, self.neighbour_clusters)
+        searched_K, neighbours_P2 = None, neighbour_pairs(fit.centroids_KD, self.neighbour_clusters)
+        if plan.standing:
+            searched_K, neighbours_P2 = meeting_new(new_K, neighbours_P2)
+        sizes_K = fit.sizes_K if searched_K is None else np.where(searched_K, fit.sizes_K, 0)
+        splits = split_giants(plan, folder, sizes_K, self.largest)
         at_most = max(1, _BIN_BYTES // (8 * fit.centroids_KD.shape[1] + 200))
-        rows_per_bin = min(at_most, max(_WORTH_A_TASK, -(-int(fit.sizes_K.sum()) // (2 * run.workers))))
+        rows_per_bin = min(at_most, max(_WORTH_A_TASK, -(-int(sizes_K.sum()) // (2 * run.workers))))
         job = Job(
             store=run.store,
             folder=folder,
-            layout=lay_out(fit.sizes_K, splits, neighbours_P2, rows_per_bin),
+            layout=lay_out(sizes_K, splits, neighbours_P2, rows_per_bin),
             rule=Rule(self.mode, thresholds(np.array(epsilons)), epsilons.index(self.epsilon), run.threads),
             clusters=clusters,
             epsilon=epsilons[-1],
             priority=partial(priority, self.keep, run.seed, self.title),
+            searched_K=searched_K,
         )
-        found = find_duplicates(plan, job)
-        info = {
-            "epsilons": epsilons,
-            "removed": found.removed,
-            "groups": found.groups,
-            "group_sizes": found.sizes,
-            "clusters": clusters,
-        }
-        artifact = plan.map_verdicts(partial(judge, found.findings), info=info)
-        dropped, removed = artifact.totals("dropped").get(_REASON, 0), found.removed[job.rule.chosen]
-        assert dropped == removed, f"{dropped} rows were dropped, {removed} found to be duplicates"
-        return artifact
+        return find_duplicates(plan, job)
+
+
+def nothing_found(plan: Plan, epsilons: int) -> "Duplicates":
+    """What there is to say where no row is new."""
+    from pipeline.duplicates.rows import FOUND
+    from pipeline.duplicates.search import Duplicates
+
+    shards = tuple(unit.shard for unit in plan.units)
+    return Duplicates(Findings(plan.run.store, f"{plan.folder}/nothing", shards, FOUND), [], [0] * epsilons, [])
+
+
+def count_members(clusters: int, table: pa.Table) -> NDArray[np.int64]:
+    """Rows_K: how many rows of a table each cluster has."""
+    return np.bincount(table["cluster"].drop_null().to_numpy(), minlength=clusters)
+
+
+def _added(earlier: Artifact | None, found: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """What was counted now, on top of what was counted by the run whose verdicts stand."""
+    before: Mapping[str, Any] = earlier.info if earlier else {}
+    return {
+        name: [a + b for a, b in zip_longest(before.get(name, ()), counts, fillvalue=0)]
+        for name, counts in found.items()
+    }
 
 
 def priority(keep: Keep, seed: int, title: str, table: pa.Table) -> NDArray[np.uint64]:

@@ -36,7 +36,7 @@ from pipeline.artifact import Artifact, publish_beside
 from pipeline.clustering import KMeansOptions, KMeansSettings, check_init
 from pipeline.run import Modality, Read, Run
 from pipeline.selection import rows_to_keep
-from pipeline.steps.base import Step, refuse_ignored
+from pipeline.steps.base import Step, refuse_ignored, refuse_nightly
 from pipeline.steps.clustered import check_nearest
 from pipeline.steps.clusters import Fit, cluster, fit_of
 from pipeline.steps.semantic_dedup import Epsilon, SemanticDedup
@@ -99,6 +99,10 @@ class Sweep(Step, KMeansOptions):
     def judges(self) -> bool:
         """Never."""
         return False
+
+    def check_nightly(self) -> None:
+        """Refused: each curve is one of all rows, and so of none of the nights."""
+        refuse_nightly(self, "a sweep", "it compares settings on all rows at once; run it by itself")
 
     @property
     def clusterings(self) -> Sequence[str]:

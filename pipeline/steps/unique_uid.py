@@ -1,11 +1,12 @@
 """`unique_uid`: the step every run begins with. Rejected samples end here, and so does all but one sample of each uid.
 
 Reads `samples`. Verdict details of `duplicate_uid`: `first_shard`, `first_row`, the sample that keeps the uid.
-Only supplied uids can repeat, so a pool without any is not shuffled.
+Only supplied uids can repeat, so a pool without any is not shuffled. A sample whose verdict stands comes before all
+that are new.
 """
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from pipeline.artifact import Artifact
 from pipeline.columns import present
 from pipeline.findings import Findings, positions_of
 from pipeline.run import Read, Run, Verdicts
-from pipeline.steps.base import Step
+from pipeline.steps.base import Stands, Step
 from pipeline.uniqueness import find_repeats
 
 _DETAIL = pa.struct([("first_shard", pa.string()), ("first_row", pa.int64())])
@@ -23,6 +24,8 @@ _DETAIL = pa.struct([("first_shard", pa.string()), ("first_row", pa.int64())])
 
 class UniqueUid(Step):
     """Settings of the step: none."""
+
+    stands: ClassVar[Stands] = "always"
 
     step: Literal["unique_uid"] = "unique_uid"
 

@@ -270,7 +270,7 @@ def _list(config: Training, data: Data, workers: int, progress: Progress) -> Por
         data = data.model_copy(update={"pool": data.pool.without_text})
     if data.workspace is not None:
         store = Store(data.workspace, data.storage)
-        run, _ = open_run(store, workers=workers, progress=progress)
+        run, _ = open_run(store, workers=workers, progress=progress, snapshot=data.snapshot)
         if not all(source.has_images for source in run.pool.sources):
             raise InputError(f"data must be a workspace of a pool with images, got {store.url}")
         return Portion(run, data.weight, labels)

@@ -51,6 +51,7 @@ class Data(_Strict):
     Attributes:
         pool: shards, as in `winnow curate`.
         workspace: of a curation; its ledger's verdict is applied while loading. Nothing is rewritten.
+        snapshot: of a nightly workspace. Default: its latest run.
         storage: options for fsspec to open the workspace.
         weight: how often each of its samples is seen in an epoch; on top of the weights of the pool's sources.
         captions: how samples with a class become pairs. Default: their own captions.
@@ -58,6 +59,7 @@ class Data(_Strict):
 
     pool: Pool | None = None
     workspace: str | None = Field(default=None, min_length=1)
+    snapshot: int | None = Field(default=None, ge=1)
     storage: dict[str, Any] = Field(default_factory=dict, repr=False)
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     captions: Captions | None = None
@@ -66,6 +68,8 @@ class Data(_Strict):
     def _check(self) -> Self:
         if (self.pool is None) == (self.workspace is None):
             raise ValueError(f"must name a pool or a workspace, got {'neither' if self.pool is None else 'both'}")
+        if self.snapshot is not None and self.workspace is None:
+            raise KeyProblem(("snapshot",), f"must be given with a workspace, got {self.snapshot} with a pool")
         for i, source in enumerate(self.pool.sources if self.pool else ()):
             if not source.has_images:
                 raise KeyProblem(("pool", "sources", i, "format"), f"must be one with images, got {source.format}")

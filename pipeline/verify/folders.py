@@ -85,6 +85,7 @@ def read_folder(store: Store, folder: str) -> tuple[tuple[Manifest, ...], list[I
     """What is to be looked at in a folder, and which of its manifests are damaged."""
     files = store.find(folder)
     manifests: list[Manifest] = []
+    elsewhere = _Elsewhere(store)
     items: dict[str, Part | Checksum | None] = {}
     damage = []
     for name in files:
@@ -102,7 +103,9 @@ def read_folder(store: Store, folder: str) -> tuple[tuple[Manifest, ...], list[I
                 if path.startswith(f"{folder}/") or ".training/" in path:
                     items[path] = artifact.files.get(path)
             for part in artifact.parts:
-                items.setdefault(f"{part.path.rpartition('/')[0]}/", part)
+                home = part.path.rpartition("/")[0]
+                if home.startswith(f"{folder}/") or not elsewhere.holds(f"{home}/part.json"):
+                    items.setdefault(f"{home}/", part)
     for name in files:
         home, _, base = name[len(folder) + 1 :].partition("/")
         if base == "part.json":
@@ -110,6 +113,21 @@ def read_folder(store: Store, folder: str) -> tuple[tuple[Manifest, ...], list[I
         elif not base and not MANIFEST.fullmatch(home) and home.endswith((".npz", ".parquet", ".json", ".safetensors")):
             items.setdefault(name, None)
     return tuple(manifests), list(items.items()), damage
+
+
+class _Elsewhere:
+    """What is there of parts in the folders of other artifacts, where verdicts stand: they are looked at there."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._files: dict[str, set[str]] = {}
+
+    def holds(self, name: str) -> bool:
+        """Whether the file of a part is there."""
+        folder = "/".join(name.split("/")[:-2])
+        if folder not in self._files:
+            self._files[folder] = set(self._store.find(folder))
+        return name in self._files[folder]
 
 
 def check_items(store: Store, items: Sequence[Item]) -> Tally:

@@ -7,6 +7,8 @@ from operators.errors import DamagedError
 from pipeline.artifact import read_manifest
 from pipeline.contents import trainings
 from pipeline.integrity import Checksum, read_sealed, what_is_wrong
+from pipeline.snapshots import FOLDER as SNAPSHOTS
+from pipeline.snapshots import Snapshot, path_of, read_history
 from pipeline.storage import Store
 from pipeline.training.checkpoints import check_state, read_checkpoint
 from pipeline.training.finished import MODEL, check_model_folder
@@ -29,6 +31,8 @@ def find_records(store: Store) -> Iterator[Item]:
     for name in store.names("outcomes"):
         if name.endswith(".json"):
             yield "outcomes", f"outcomes/{name.removesuffix('.json')}"
+    for number in read_history(store).ids:
+        yield "snapshot", path_of(number)
     for name in store.names("texts"):
         yield "texts", f"texts/{name}"
 
@@ -44,16 +48,33 @@ def check_record(store: Store, item: Item) -> tuple[str, Tally]:
             checkpoint = read_checkpoint(store, path)
             check_state(store, checkpoint)
             return path.rpartition("/")[0], Tally(1, 0, checkpoint.size)
+        if kind == "snapshot":
+            return SNAPSHOTS, _check_snapshot(store, read_sealed(store, path))
         if kind == "texts":
             return kind, check_file(store, path, None)
         record = read_sealed(store, f"{path}.json")
     except DamagedError as error:
         place = str(error).partition(" ")[0]
-        row = {"model": path, "checkpoint": path.rpartition("/")[0]}.get(kind, kind)
+        row = {"model": path, "checkpoint": path.rpartition("/")[0], "snapshot": SNAPSHOTS}.get(kind, kind)
         return row, Tally(1, damage=(Damage(place, "what was written", what_is_wrong(error)),))
     known = Checksum(**record["table"]) if "table" in record else None
     found = check_file(store, f"{path}.parquet", known)
     return kind, Tally(1, record.get("num_samples", 0), found.bytes, found.damage)
+
+
+def _check_snapshot(store: Store, snapshot: Snapshot) -> Tally:
+    """Whether the manifests of a snapshot are there and fit together, and the files of its diff are what they were."""
+    found = Tally(1)
+    places = [*snapshot["artifacts"].values(), *snapshot["clusters"].values()]
+    for place in places:
+        if not store.exists(place["manifest"]):
+            rule = f"there, as snapshot {snapshot['id']} says"
+            found += Tally(damage=(Damage(place["manifest"], rule, "no such file"),))
+        found += Tally(damage=tuple(check_partition(store, (snapshot["artifacts"]["samples"], place))))
+    for file in snapshot["diff"]["files"]:
+        own = check_file(store, file["path"], Checksum(file["size"], file["sha256"]))
+        found += Tally(0, file["added"] + file["removed"], own.bytes, own.damage)
+    return found
 
 
 def check_partition(store: Store, places: tuple[Mapping[str, Any], Mapping[str, Any]]) -> list[Damage]:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -25,36 +25,49 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Attempts:
-    """All runs of `winnow curate` on one config.
+    """All runs of `winnow curate` on one config, or of `winnow nightly` where it has a section for that.
 
     Args:
         home: a folder of this machine for the config, the plan and what is said.
         config: of the curation.
         faults: what happens meanwhile.
         nodes: where it runs.
+        nights: of each run that must end well, in order, what is otherwise than in the config: key -> value.
 
     Attributes:
         runs: how many there were.
         struck: how many faults of each kind there were.
     """
 
-    def __init__(self, home: Path, config: Mapping[str, Any], faults: list[Fault], nodes: Nodes) -> None:
+    def __init__(
+        self,
+        home: Path,
+        config: Mapping[str, Any],
+        faults: list[Fault],
+        nodes: Nodes,
+        nights: Sequence[Mapping[str, str]] = ({},),
+    ) -> None:
         self.runs = 0
         self.struck: Counter[str] = Counter()
         self.plan = Plan.write(home, config["workspace"], faults)
         self._home = home
         self._nodes = nodes
         self._seen: set[int] = set()
+        self._command = "nightly" if "nightly" in config else "curate"
+        self._nights = [
+            [word for key, value in night.items() for word in ("--set", f"{key}={value}")] for night in nights
+        ]
+        self._night = 0
         (home / "config.yaml").write_text(yaml.safe_dump(dict(config)))
 
     def finish(self) -> None:
-        """Runs it again and again, and then wakes what was stopped."""
-        while True:
+        """Runs it again and again, each night until it ends well, and then wakes what was stopped."""
+        self._night = 0
+        while self._night < len(self._nights):
             before = len(self._seen)
             code, said = self._run()
-            if code == 0:
-                break
-            assert len(self._seen) > before, f"{self._home.name} ended by itself with {code}:\n{said}"
+            assert code == 0 or len(self._seen) > before, f"{self._home.name} ended by itself with {code}:\n{said}"
+            self._night += code == 0
         self._nodes.wake()
 
     def _run(self) -> tuple[int, str]:
@@ -72,13 +85,14 @@ class Attempts:
 
     @contextmanager
     def _started(self) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+        changes = self._nights[self._night]
         environment = os.environ | {
             commits.FOLDER: str(self._home),
             "RAY_ADDRESS": self._nodes.cluster.address,
         }
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.driver", "curate", str(self._home / "config.yaml")],
+                [sys.executable, "-m", "tests.faults.driver", self._command, str(self._home / "config.yaml"), *changes],
                 cwd=_ROOT,
                 env=environment,
                 stdout=output,

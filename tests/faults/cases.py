@@ -42,6 +42,12 @@ def steps(folder: Path) -> Mapping[str, list[dict[str, Any]]]:
     trusted = source("trusted")
     return {
         "short": [{"step": "exact_dedup"}, own, density],
+        "nightly": [
+            {**own, "name": "own"},
+            {"step": "exact_dedup"},
+            {"step": "semantic_dedup", "model": "raw", "clusters": 3, "epsilon": 0.01},
+            density,
+        ],
         "curation": [
             {"step": "score", "name": "alignment", "model": "tiny"},
             {"step": "rules", "min_side": 20, "min_words": 2},
@@ -65,6 +71,15 @@ def steps(folder: Path) -> Mapping[str, list[dict[str, Any]]]:
             {"step": "prune", "method": "prototypes", "model": "raw", "clusters": 4, "keep_fraction": 0.8},
         ],
     }
+
+
+NIGHTLY = "nightly"
+"""The case that is one of `winnow nightly`."""
+
+
+def nights(pool: str) -> list[dict[str, str]]:
+    """What each night of that case finds: four shards of the pool at `<folder>/*.tar`, then all six."""
+    return [{"pool.path": pool.replace("*", "0000[0-3]")}, {}]
 
 
 def models(folder: Path) -> Mapping[str, Any]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.artifact import read_manifest
 from pipeline.contents import FOLDER, MANIFEST
+from pipeline.integrity import read_sealed
 from pipeline.ledger import read_ledger
+from pipeline.snapshots import FOLDER as FOLDER_OF_SNAPSHOTS
 from pipeline.storage import Store
 
 _ATTEMPT = re.compile("attempt-[0-9a-f]{32}")
@@ -25,7 +27,7 @@ class Outcome:
     Attributes:
         samples: how often each sample is in the ledger: (uid, shard, key).
         ledger: SHA-256 of its rows.
-        data: what the manifests of all artifacts say of their data, by manifest.
+        data: what the manifests of all artifacts say of their data, by manifest; snapshots and their diffs.
         files: SHA-256 of every exported file, by path.
     """
 
@@ -96,9 +98,18 @@ def read_outcome(home: Store) -> Outcome:
             parts = [(part.shard, part.path, part.sha256, dict(part.counts), part.mask) for part in artifact.parts]
             files = {name: str(checksum) for name, checksum in artifact.files.items()}
             data[path] = _ATTEMPT.sub("attempt", json.dumps([parts, files], sort_keys=True))
+        elif path.startswith(f"{FOLDER_OF_SNAPSHOTS}/") and not path.endswith(".night.json"):
+            data[path] = _content(store, path)
     exported = [path for path in home.find("") if not path.startswith(f"{WORK}/")]
     files = {path: hashlib.sha256(home.read(path)).hexdigest() for path in exported}
     return Outcome(samples, sha256.hexdigest(), data, files)
+
+
+def _content(store: Store, path: str) -> str:
+    """Of a file of a nightly curation: a snapshot without its config, which says where all this is."""
+    if not path.endswith(".json"):
+        return hashlib.sha256(store.read(path)).hexdigest()
+    return json.dumps({**read_sealed(store, path), "config": None}, sort_keys=True)
 
 
 def compare(expected: Outcome, found: Outcome, name: str, tally: Tally) -> None:

@@ -75,28 +75,45 @@ class Harness:
     def run(self, case: str, seed: int, tally: Tally) -> None:
         """One schedule, added to a tally: in a folder where the seed is even, in a bucket where it is odd."""
         remote = seed % 2 == 1
+        _, counts = self.undisturbed(case, remote=remote)
+        with self._place(remote, replace(S3_FAULTS, seed=seed)) as (place, proxy):
+            self._strike(place, proxy, case, f"{case}-{seed}", draw(seed, counts), tally)
+
+    def strike(self, case: str, name: str, faults: list[Fault], tally: Tally) -> None:
+        """A schedule of these very faults, in a folder, added to a tally."""
+        with self._place(False, Faults()) as (place, _):
+            self._strike(place, None, case, name, faults, tally)
+
+    def undisturbed(self, case: str, *, remote: bool) -> tuple[Outcome, Mapping[str, int]]:
+        """What a case comes to where nothing strikes, and its commits by step."""
         if (case, remote) not in self._undisturbed:
             with self._place(remote, Faults()) as (place, _):
                 attempts, home = self._finish(place, case, f"{case}-undisturbed-{remote}", [])
                 self._undisturbed[case, remote] = read_outcome(home), attempts.plan.commits()
-        expected, counts = self._undisturbed[case, remote]
-        with self._place(remote, replace(S3_FAULTS, seed=seed)) as (place, proxy):
-            name = f"{case}-{seed}"
-            attempts, home = self._finish(place, case, name, draw(seed, counts))
-            tally.schedules += 1
-            tally.runs += attempts.runs
-            tally.faults += attempts.struck
-            if proxy:
-                tally.faults.update({f"s3: {fault}": count for fault, count in proxy.injected.items()})
-                proxy.faults = Faults()
-            compare(expected, read_outcome(home), name, tally)
-            tally.different += [f"{name}: {finding}" for finding in look_around(home)]
+        return self._undisturbed[case, remote]
+
+    def _strike(
+        self, place: Place, proxy: FaultProxy | None, case: str, name: str, faults: list[Fault], tally: Tally
+    ) -> None:
+        expected, _ = self.undisturbed(case, remote=proxy is not None)
+        attempts, home = self._finish(place, case, name, faults)
+        tally.schedules += 1
+        tally.runs += attempts.runs
+        tally.faults += attempts.struck
+        if proxy:
+            tally.faults.update({f"s3: {fault}": count for fault, count in proxy.injected.items()})
+            proxy.faults = Faults()
+        compare(expected, read_outcome(home), name, tally)
+        tally.different += [f"{name}: {finding}" for finding in look_around(home)]
 
     def _finish(self, place: Place, case: str, name: str, faults: list[Fault]) -> tuple[Attempts, Store]:
         """Runs a schedule; returns its runs and its folder."""
         home = Store(f"{place.outputs}/{name}", dict(place.storage))
         config = make_config(place, home.url, cases.models(self.folder), cases.steps(self.folder)[case])
-        attempts = Attempts(self.folder / "schedules" / name, config, faults, self.nodes)
+        is_nightly = case == cases.NIGHTLY
+        nights = cases.nights(place.pool) if is_nightly else [{}]
+        config |= {"nightly": {}} if is_nightly else {}
+        attempts = Attempts(self.folder / "schedules" / name, config, faults, self.nodes, nights)
         attempts.finish()
         return attempts, home
 
@@ -191,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     good = True
     with tempfile.TemporaryDirectory(prefix="winnow-faults-") as name, open_harness(Path(name)) as harness:
-        for case in options.case or ("curation", "learned"):
+        for case in options.case or ("curation", "learned", cases.NIGHTLY):
             tally = Tally()
             for seed in range(options.first, options.first + options.seeds):
                 started, one = time.monotonic(), Tally()

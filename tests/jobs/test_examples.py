@@ -17,6 +17,7 @@ from pipeline.config.loader import load_config
 from pipeline.curation import Curation
 from pipeline.evaluation.settings import Evaluation
 from pipeline.ledger import read_ledger
+from pipeline.nightly.settings import Nightly
 from pipeline.storage import Store
 from pipeline.training.settings import Training
 from tests.small_pools import jpeg, sound, tar_bytes, write_tar
@@ -67,6 +68,9 @@ def test_every_example_is_a_valid_config_that_says_how_to_run_it(path):
     if "winnow demo" in words and "winnow curate" not in words:
         assert load_config(str(path), Demo).steps
         return
+    if "winnow nightly examples/" in words:
+        assert load_config(str(path), Nightly).nightly.drift.reject_rate.stop
+        return
     if "winnow evaluate examples/" in words:
         assert load_config(str(path), Evaluation).tasks
         return
@@ -89,6 +93,28 @@ def test_images_in_parquet(ray_with_s3, tmp_path, capsys):
     assert main(["curate", str(EXAMPLES / "images_in_parquet.yaml"), *set_all(**assigned)]) == 0
     assert "60 samples seen = 30 kept + 30 dropped + 0 rejected" in capsys.readouterr().out
     assert sum(pq.read_table(path).num_rows for path in (tmp_path / "kept").rglob("*.parquet")) == 30
+
+
+@pytest.mark.ray
+def test_nightly(ray_with_s3, tmp_path, capsys):
+    """Only the steps that need few samples; nights as such are tested elsewhere."""
+    (tmp_path / "pool").mkdir()
+    assigned = {
+        "pool.path": f"{tmp_path}/pool/*.tar",
+        "workspace": tmp_path / "work",
+        "steps.rules.min_side": 10,
+        "steps.semantic_dedup.clusters": 2,
+        "steps.prune.clusters": 2,
+        "export.0.path": tmp_path / "kept.npy",
+    }
+    arguments = ["nightly", str(EXAMPLES / "nightly.yaml"), *set_all(**assigned)]
+    for night in (1, 2):
+        samples = [{**parts, "jpg": jpeg(40 * night + row, side=40)} for row, parts in enumerate(sound(30))]
+        write_tar(tmp_path / f"pool/{night}.tar", samples)
+        assert main(arguments) == 0
+        assert f"snapshot {night} (" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "nothing new since snapshot 2\n"
 
 
 @pytest.mark.ray

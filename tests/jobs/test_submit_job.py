@@ -100,10 +100,9 @@ def test_what_stays_here_is_said(server, capsys):
     assert json.loads(server.sent[0]["night 1.yaml"])["storage"] == {"profile": "p"}
 
 
-def test_names(server, monkeypatch):
+def test_names(server):
     run("--id", "mine", "--again")
     assert (server.jobs[0][0].name, server.jobs[0][1]) == ("mine", True)
-    monkeypatch.setattr(submit, "CONFIGS", {**submit.CONFIGS, "nightly": submit.CONFIGS["curate"]})
     run("--command", "nightly")
     job = server.jobs[1][0]
     *_, digest, year, month, day = job.name.split("-")

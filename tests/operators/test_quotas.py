@@ -218,3 +218,58 @@ def test_water_fill_is_the_quadratic_programme_with_equal_shares(rows):
     targets = np.array([target for *_, target in rows])
     expected = [solve_quotas(np.full(width, 1 / width), s, t) for s, t in zip(sizes, targets.tolist(), strict=True)]
     np.testing.assert_array_equal(water_fill(sizes, targets), expected)
+
+
+class TestKeptAlready:
+    """Quotas above members that are kept already."""
+
+    @staticmethod
+    def quotas(probabilities, sizes, target, kept, floor=1):
+        arrays = np.array(probabilities, float), np.array(sizes, np.int64)
+        return solve_quotas(*arrays, target, floor, np.array(kept, np.int64)).tolist()
+
+    def test_by_hand(self):
+        # wanted (5, 3, 2); the last keeps 6 already, so the others share 4: 2.7 - 0.5 and so on, one step down each.
+        assert self.quotas([0.5, 0.3, 0.2], [10, 10, 10], 10, [0, 0, 6]) == [3, 1, 6]
+        assert self.quotas([0.5, 0.3, 0.2], [10, 10, 10], 10, [1, 2, 2]) == [5, 3, 2]
+        assert self.quotas([0.5, 0.5], [4, 9], 10, [4, 0]) == [4, 6]
+
+    def test_the_floor_yields_to_what_is_kept(self):
+        # 20 of 22 are taken: a floor of 5 for each of the others would make 30, one of 1 makes 22.
+        assert self.quotas([0.9, 0.05, 0.05], [30, 30, 30], 22, [20, 0, 0], floor=5) == [20, 1, 1]
+        assert self.quotas([0.9, 0.05, 0.05], [30, 30, 30], 21, [20, 0, 0], floor=5) == [20, 1, 0]
+        assert self.quotas([0.9, 0.05, 0.05], [30, 30, 30], 20, [20, 0, 0], floor=5) == [20, 0, 0]
+
+    def test_more_is_kept_than_is_to_be(self):
+        with pytest.raises(ConfigError, match=r"must be at least the 5 kept already, got 4"):
+            self.quotas([0.5, 0.5], [9, 9], 4, [5, 0])
+
+    @given(problems(), st.data())
+    def test_sum_and_bounds(self, problem, data):
+        probabilities, sizes, _ = problem
+        kept = np.array([data.draw(st.integers(0, int(size))) for size in sizes], np.int64)
+        target = data.draw(st.integers(int(kept.sum()), int(sizes.sum())))
+        floor = balance_floor(target, sizes.size, data.draw(st.floats(0, 1)))
+        quotas_K = solve_quotas(probabilities, sizes, target, floor, kept)
+        assert quotas_K.sum() == target
+        assert (quotas_K >= kept).all()
+        assert (quotas_K <= sizes).all()
+
+    @given(problems())
+    def test_nothing_kept_is_no_bound(self, problem):
+        probabilities, sizes, target = problem
+        expected = solve_quotas(probabilities, sizes, target)
+        np.testing.assert_array_equal(solve_quotas(probabilities, sizes, target, 1, np.zeros_like(sizes)), expected)
+
+    @given(problems(max_clusters=4, max_size=5), st.data())
+    @settings(max_examples=60)
+    def test_optimal_among_all_integer_quotas(self, problem, data):
+        probabilities, sizes, target = problem
+        kept = np.array([data.draw(st.integers(0, int(size))) for size in sizes], np.int64)
+        target = max(target, int(kept.sum()))
+        above = np.maximum(kept, np.minimum(sizes, 1))
+        lowest = above if above.sum() <= target else kept
+        choices = itertools.product(*(range(lo, hi + 1) for lo, hi in zip(lowest, sizes, strict=True)))
+        cost = {c: float(((np.array(c) - probabilities * target) ** 2).sum()) for c in choices if sum(c) == target}
+        found = solve_quotas(probabilities, sizes, target, kept_K=kept)
+        assert cost[tuple(found.tolist())] <= min(cost.values()) + 1e-4  # units of 2^-20

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from pipeline.clean.sweep import delete, find
 from pipeline.clean.unused import find_unused
 from pipeline.integrity import sealed
 from pipeline.parts import Part
+from pipeline.snapshots import publish_snapshot
 from pipeline.storage import Store
 from pipeline.training.checkpoints import save_checkpoint
 
@@ -123,6 +125,19 @@ def test_unused_keeps_what_the_latest_run_was_made_from(store):
         find_unused(store)
 
 
+def test_verdicts_that_stand_are_in_use_where_they_were_made(store):
+    old = publish(store, f"dedup/{HASH}", (1.0, 2.0))
+    new = publish(store, f"dedup/{OTHER}", (3.0,))
+    listed = replace(new, parts=(old.parts[0], *new.parts), reads=(old.manifest, f"dedup/{THIRD}/manifest-{HASH}.json"))
+    both = publish_manifest(store, listed, {})
+    place = {"folder": both.folder, "manifest": both.manifest}
+    store.replace("run.json", sealed({"artifacts": {"dedup": place}, "clusters": {}, "verdicts": ["dedup"]}))
+    store.remove(old.manifest)
+    dropped = old.parts[1].path
+    gone = {new.manifest, dropped, f"{dropped.rpartition('/')[0]}/part.json"}
+    assert found(store, unused=True) == gone
+
+
 def test_young_files_stay_where_that_is_asked_for(store):
     old, young = sorted(write(store, "pieces/a/old", "pieces/b/young"))
     os.utime(store.path(old), (0, 0))
@@ -156,3 +171,29 @@ def test_the_command_shows_first_and_deletes_when_told_to(store, capsys):
     assert "to see whether far-away (process 7) still works" in told.err
     assert store.find(".lease") == {}
     assert main(["clean", f"{store.url}/nothing"]) == 2
+
+
+def test_diffs_that_no_snapshot_names_go(store):
+    named, orphan = (f"snapshots/diff-{letter * 16}/00000.parquet" for letter in "ab")
+    write(store, named, orphan)
+    publish_snapshot(store, {"format_version": 1, "id": 1, "diff": {"files": [{"path": named}]}})
+    assert found(store) == {orphan}
+
+
+def test_what_a_snapshot_refers_to_is_used(store):
+    earlier, latest, other = (
+        publish(store, f"a/{name}", (i,), reads=()) for i, name in enumerate((HASH, OTHER, THIRD))
+    )
+    places = [{"a": {"folder": artifact.folder, "manifest": artifact.manifest}} for artifact in (earlier, latest)]
+    record = {"artifacts": places[0], "clusters": {}, "diff": {"files": []}}
+    publish_snapshot(store, {"format_version": 1, "id": 1, **record})
+    store.replace("run.json", sealed({"artifacts": places[1], "clusters": {}}))
+    unused = {path for leftover in find_unused(store) for path in leftover.files}
+    assert {path.split("/")[1] for path in unused} == {THIRD}
+    assert other.manifest in unused
+
+
+def test_what_exports_know_their_files_by_is_used(store):
+    write(store, f"exports/{HASH}.json", f"exports/{HASH}/claim.json", f"exports/{HASH}/files/a.json")
+    store.replace("run.json", sealed({"artifacts": {}, "clusters": {}}))
+    assert [path for leftover in find_unused(store) for path in leftover.files] == []

@@ -54,6 +54,18 @@ def test_what_a_selection_is_made_by(load):
     assert config.curation("small", seed=3).seed == 0  # only draws go by the seeds of the trainings
 
 
+def test_a_selection_may_be_what_a_snapshot_kept(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = {"old": {"workspace": "nightly", "snapshot": 3}, "now": {"workspace": "nightly"}, "drawn": {"like": "old"}}
+    config = load(selections=chosen, decontaminate=None).resolved()
+    old, now = config.selections["old"], config.selections["now"]
+    assert (old.workspace, old.snapshot, old.kinds) == (f"{tmp_path}/nightly", 3, ("snapshot 3",))
+    assert (now.snapshot, now.kinds) == (None, ("another workspace",))
+    assert config.randoms == ("drawn",)
+    with pytest.raises(ConfigError, match=r"selections\.old\.workspace must be steps where decontaminate is asked for"):
+        load(selections=chosen)
+
+
 def test_paths_are_absolute_for_workers(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load().resolved()

@@ -9,6 +9,7 @@ from operators.errors import ConfigError
 from operators.selection import Cutoffs, Keys
 from pipeline.steps.clusters import Fit
 from pipeline.steps.prune import AnyPrune, draw, ranked, stratified
+from pipeline.steps.prune.by_cluster import Room
 
 TABLE = pa.table(
     {
@@ -107,6 +108,16 @@ class TestQuotas:
         assert self.quotas(density="clustersize", temperature=1e-3, class_balance=1) == [4, 2, 0]
         assert self.quotas(method="cluster_balanced", keep=3) == [2, 1, 0]
         assert self.quotas(method="cluster_proportional", keep=5) == [4, 1, 0]
+
+    def test_what_stands_is_kept_and_what_it_leaves_is_given_to_new_rows(self):
+        # Of the first cluster 3 stand and 2 are new, the other 3 were dropped; of the second one is new.
+        room = Room(np.array([5, 1, 0]), np.array([3, 0, 0]))
+        for keep, quotas in ((4, [3, 1, 0]), (1, [3, 0, 0]), (5, [4, 1, 0]), (10, [5, 1, 0])):
+            for settings in (DBP, DBP | {"method": "cluster_balanced"}, DBP | {"method": "cluster_proportional"}):
+                table = prune(**settings).quotas(self.FIT, keep, room)
+                assert table["quota"].to_pylist() == quotas
+                assert table["standing"].to_pylist() == [3, 0, 0]
+                assert table["size"].to_pylist() == [8, 2, 0]
 
     def test_the_table_shows_what_quotas_came_from(self):
         row = prune(**DBP, neighbours=1).quotas(self.FIT, 6).to_pylist()[1]

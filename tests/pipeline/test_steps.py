@@ -183,6 +183,13 @@ class TestUniqueness:
         by_uid = find_in_block(("high", "low"), self.BLOCK.slice(0, 4)).to_pylist()
         assert {(row["unit"], row["row"]): row["first_high"] for row in by_uid} == {(0, 5): 3, (0, 2): 3}
 
+    def test_rows_that_stand_come_first_of_their_key(self):
+        block = self.BLOCK.append_column("new", pa.array([False, True, True, True, True, False]))
+        for order in (("new", "unit", "row"), ("new", "high", "low")):
+            found = find_in_block(order, block).to_pylist()
+            firsts = {(row["unit"], row["row"]): (row["first_unit"], row["first_row"]) for row in found}
+            assert firsts == {(0, 5): (1, 0), (0, 2): (1, 0), (1, 3): (1, 1)}
+
     def test_positions_are_those_in_the_table_that_entered(self):
         repeats = find_in_block(("unit", "row"), self.BLOCK.slice(0, 2))
         table = pa.table({"row": [0, 4, 9]})

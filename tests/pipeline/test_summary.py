@@ -26,7 +26,8 @@ def artifact(step: str, *counts: dict, reused: bool = True, damage: str = "", sh
         )
         for shard, count in zip(shards, counts, strict=True)
     )
-    return Artifact(step, step, parts, reused=reused, seconds=1.25)
+    rows_new = 0 if reused else sum(count["in"] for count in counts)
+    return Artifact(step, step, parts, reused=reused, seconds=1.25, rows_new=rows_new)
 
 
 @pytest.fixture
@@ -76,8 +77,9 @@ def test_it_is_written_unless_nothing_was_done(run, tmp_path):
         "exports",
         "workspace",
     }
-    assert written["steps"][2] == {"name": "rules", "rows_in": 4, "rows_out": 3, "seconds": 1.25, "reused": False}
-    run.artifacts["rules"] = replace(run.artifacts["rules"], reused=True, seconds=9.0)
+    rules = {"name": "rules", "rows_in": 4, "rows_out": 3, "rows_new": 4, "seconds": 1.25, "reused": False}
+    assert written["steps"][2] == rules
+    run.artifacts["rules"] = replace(run.artifacts["rules"], reused=True, rows_new=0, seconds=9.0)
     write_summary(run, summarise(run, [EXPORT]))
     assert json.loads((tmp_path / "summary.json").read_text()) == written
 
@@ -105,4 +107,15 @@ def test_what_is_printed(run, capsys, tmp_path):
         "6 samples seen = 3 kept + 1 dropped + 2 rejected",
         "damaged shard: b.tar (truncated: ends early)",
         f"workspace: {tmp_path} (summary.json, ledger/, report.html)",
+    ]
+
+
+def test_where_less_than_all_was_new_the_table_says_how_much(run, capsys):
+    run.artifacts["rules"] = replace(run.artifacts["rules"], rows_new=1)
+    print_summary(summarise(run, [EXPORT]))
+    table = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert table[0].split() == ["step", "rows", "in", "new", "rows", "out", "time"]
+    assert [line.split() for line in table[4:]] == [
+        ["rules", "4", "1", "3", "1.2", "s"],
+        ["export", "uids", "3", "-", "3", "reused"],
     ]

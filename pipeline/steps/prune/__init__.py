@@ -9,6 +9,9 @@
 | `prototypes` | the rows farthest from their cluster's or class's prototype (Sorscher et al. 2022, arXiv 2206.14486) |
 | `random` | rows drawn without looking at them |
 
+Where verdicts of an earlier run stand, quotas are found anew over all that enters, none below what stands and was kept;
+what they leave open is filled up with new rows.
+
 Each method is a settings class with a `run`, in a module beside this one; a new one needs a line here. What they read,
 their verdict reasons and details stand in their modules.
 """

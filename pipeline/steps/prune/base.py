@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipeline.run import Run
 from pipeline.selection import rows_to_keep
-from pipeline.steps.base import Step
+from pipeline.steps.base import Stands, Step
 
 
 class Prune(Step):
@@ -19,6 +19,7 @@ class Prune(Step):
 
     version: ClassVar[int] = 2
     random: ClassVar[bool] = True
+    stands: ClassVar[Stands] = "append"
 
     step: Literal["prune"]
     keep_fraction: float | None = Field(default=None, gt=0, le=1)

@@ -14,7 +14,7 @@ from operators.density import Density, densities, softmax
 from operators.quotas import balance_floor, solve_quotas
 from pipeline.steps.base import refuse_ignored
 from pipeline.steps.clusters import Fit
-from pipeline.steps.prune.by_cluster import NEIGHBOURS, ByCluster, Distances, Weights
+from pipeline.steps.prune.by_cluster import NEIGHBOURS, ByCluster, Distances, Room, Weights
 
 
 class DensityPrune(ByCluster):
@@ -49,7 +49,7 @@ class DensityPrune(ByCluster):
         density_K = densities(self.density, distances.intra_K, distances.inter_K, fit.sizes_K)
         return Weights(density_K, softmax(density_K, self.temperature, fit.sizes_K))
 
-    def allot(self, fit: Fit, probability_K: NDArray[np.float64], keep: int) -> NDArray[np.int64]:
+    def allot(self, fit: Fit, probability_K: NDArray[np.float64], keep: int, room: Room) -> NDArray[np.int64]:
         """The quotas nearest to the softmax, above the floor of `class_balance`."""
         floor = balance_floor(keep, len(fit.sizes_K), self.class_balance)
-        return solve_quotas(probability_K, fit.sizes_K, keep, floor)
+        return solve_quotas(probability_K, room.most_K, keep, floor, room.kept_K)

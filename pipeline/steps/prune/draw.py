@@ -1,7 +1,8 @@
 """`prune` with `method: random`: samples drawn without looking at them, the baseline of every other method.
 
 Reads `samples`. Verdict reason: `not_drawn`. Details: `draw`, uniform in [0, 1), and `threshold`, that of the last row
-drawn. A row's draw depends on the run's seed, the step's name and its uid alone.
+drawn. A row's draw depends on the run's seed, the step's name and its uid alone. Where verdicts of an
+earlier run stand, what they leave of the number to keep is drawn of the new rows.
 """
 
 from functools import partial
@@ -37,9 +38,14 @@ class RandomPrune(Prune):
         plan = run.plan(self.title, self.identity(run), [Read(run.samples, {"uid": "uid"})], reduces=True)
         if published := plan.published:
             return published
-        keep = np.array([self.rows_to_keep(run)], dtype=np.int64)
-        keys = partial(draw_keys, run.seed, self.title)
-        return plan.map_verdicts(partial(judge, keys, plan_cutoffs(plan, keys, keep)))
+        keep, keys = self.rows_to_keep(run), partial(draw_keys, run.seed, self.title)
+        if not plan.new.units:
+            return plan.publish(())
+        stood = [part.counts for part in plan.standing.values()]
+        num_new = run.num_entering - sum(counts["in"] for counts in stood)
+        share = min(max(keep - sum(counts["kept"] for counts in stood), 0), num_new)
+        cutoffs = plan_cutoffs(plan.new, keys, np.array([share], dtype=np.int64))
+        return plan.map_verdicts(partial(judge, keys, cutoffs))
 
 
 def draw_keys(seed: int, title: str, table: pa.Table) -> Keys:

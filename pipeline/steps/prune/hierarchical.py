@@ -20,8 +20,9 @@ from operators.hierarchical_quotas import hierarchical_quotas
 from pipeline.clustering import KMeansSettings
 from pipeline.hierarchy import check_levels
 from pipeline.resampling import Resampling
+from pipeline.steps.base import refuse_nightly
 from pipeline.steps.clusters import Fit
-from pipeline.steps.prune.by_cluster import ByCluster, Distances, Weights
+from pipeline.steps.prune.by_cluster import ByCluster, Distances, Room, Weights
 
 
 class HierarchicalPrune(ByCluster):
@@ -49,11 +50,15 @@ class HierarchicalPrune(ByCluster):
         """The settings as k-means takes them, with the levels above."""
         return super().kmeans.model_copy(update={"levels": self.levels, "resampling": self.resampling})
 
+    def check_nightly(self) -> None:
+        """Refused: quotas of a hierarchy cannot start from what is kept already."""
+        refuse_nightly(self, "method hierarchical", "its quotas are divided from the top down over all rows at once")
+
     def weigh(self, fit: Fit, distances: Distances) -> Weights:
         """The same for all that have members."""
         density_K = densities("uniform", distances.intra_K, distances.inter_K, fit.sizes_K)
         return Weights(density_K, softmax(density_K, 1.0, fit.sizes_K))
 
-    def allot(self, fit: Fit, probability_K: NDArray[np.float64], keep: int) -> NDArray[np.int64]:
+    def allot(self, fit: Fit, probability_K: NDArray[np.float64], keep: int, room: Room) -> NDArray[np.int64]:
         """Even at each level, from the top down."""
         return hierarchical_quotas(fit.parents, fit.sizes_K, keep)

@@ -36,7 +36,7 @@ from pipeline.pool import Source
 from pipeline.references import check_reference
 from pipeline.run import Plan, Read, Run
 from pipeline.selection import plan_cutoffs, rows_to_keep
-from pipeline.steps.base import refuse_ignored
+from pipeline.steps.base import refuse_ignored, refuse_nightly
 from pipeline.steps.clustered import Clustered
 from pipeline.steps.prune.base import Prune
 from pipeline.steps.prune.difficulty import Judge, Ranking, balanced_quotas, count_prototypes
@@ -119,6 +119,10 @@ class PrototypePrune(Prune, Clustered):
         """Checks that the target is there."""
         if self.target:
             check_reference([self.target])
+
+    def check_nightly(self) -> None:
+        """Refused: prototypes and quantiles are of all rows, and nothing of them is kept."""
+        refuse_nightly(self, "method prototypes", "its prototypes and quantiles are found over all rows at once")
 
     def identity(self, run: Run) -> dict[str, Any]:
         """The target is left out: what is read of it counts, not where it lies."""

@@ -1,0 +1,73 @@
+"""What a run is given of earlier ones: what was found once and is applied for ever, and the verdicts that stand.
+
+A curation that grows night by night is one run a night, over all shards of the pool. What goes shard by shard costs the
+new shards alone, as their parts are the only ones that are not there. What compares samples needs these two:
+
+- `Given`: what the first night found by looking at all rows: thresholds, centroids, trained filters. From then on each
+  sample is judged by them alone, on the first night too, so that a later run which is given them gives the same bytes.
+- `Standing`: the verdicts of an earlier run. The parts of shards that were judged then are taken as they are; the
+  other shards are judged by those who know the rows that stand.
+
+What cannot be done so is refused before any work by `Step.check_nightly`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.artifact import Artifact, publish_beside
+from pipeline.storage import Store
+
+if TYPE_CHECKING:
+    from pipeline.steps.base import Step
+
+Policy = Literal["append", "rebalance"]
+"""What happens to the quotas of `prune`: `append` never takes back an earlier verdict and fills the quotas up with new
+rows as far as it can; `rebalance` draws everything anew."""
+
+
+@dataclass
+class Given:
+    """What is found once. A run applies what is here, and adds what it had to find, by the title of the step.
+
+    Attributes:
+        thresholds: of filters that keep a share or a number: the value of the last row that the first night kept.
+        fits: of steps that cluster: path in the workspace of the `given.npz` that `pipeline.steps.clusters` keeps.
+        filters: of steps that train a filter: path in the workspace of the `filter.safetensors`.
+    """
+
+    thresholds: dict[str, float] = field(default_factory=dict)
+    fits: dict[str, str] = field(default_factory=dict)
+    filters: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Verdicts that stand.
+
+    A part stands for a shard when it has the address that the shard's part would get: the same samples, of which the
+    same rows enter, with the same inputs. One that is lost stands no more, and its shard is judged as if it were new.
+    Whoever builds this sees to it that the settings are the same, too, and puts in only what is to stand
+    (`standing_titles`).
+
+    Attributes:
+        store: the workspace where the parts lie. They are listed where that is the run's own, else copied into it.
+        verdicts: verdict artifacts by the title of their step, `unique_uid` among them.
+    """
+
+    store: Store
+    verdicts: Mapping[str, Artifact]
+
+
+def standing_titles(steps: Sequence["Step"], policy: Policy) -> list[str]:
+    """The titles of the steps whose earlier verdicts stand: `unique_uid` and deduplications, and those of quotas."""
+    stands = ("always", "append") if policy == "append" else ("always",)
+    return ["unique_uid", *(step.title for step in steps if step.stands in stands)]
+
+
+def bring(given: Given, source: Store, target: Store) -> Given:
+    """The same in another workspace, where the files that it names are then as well."""
+    if source.url != target.url:
+        for path in (*given.fits.values(), *given.filters.values()):
+            publish_beside(target, path, source.read(path))
+    return Given(dict(given.thresholds), dict(given.fits), dict(given.filters))

@@ -1,0 +1,129 @@
+"""What a snapshot gives to a run, and whether the run's settings are those that the snapshot was made by."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from operators.errors import ConfigError, WorkspaceError
+from pipeline.artifact import read_manifest
+from pipeline.curation import Curation, GivenSnapshot
+from pipeline.embed import samples_folder
+from pipeline.given import Given, Policy, Standing, bring, standing_titles
+from pipeline.models import decide_precision, model_identity
+from pipeline.record import recorded_settings
+from pipeline.snapshots import Snapshot, read_snapshot
+from pipeline.storage import Store
+
+_LIMITS = ("max_pixels", "max_member_bytes", "chunk_samples")
+"""Settings of a pool that decide about what is read; those of a source show in its shards."""
+
+
+def read_state(store: Store, snapshot: Snapshot, config: Curation, policy: Policy) -> tuple[Given, Standing]:
+    """What a run goes by that comes after a snapshot, in a workspace of its own or in the same.
+
+    Args:
+        store: the workspace of the snapshot.
+        snapshot: the record.
+        config: of the run.
+        policy: whether the verdicts of quotas stand.
+
+    Raises:
+        WorkspaceError: a manifest that the snapshot names is not there any more.
+        DamagedError: one is not what was written.
+    """
+    verdicts = {}
+    for title in standing_titles(config.steps, policy):
+        if title in snapshot["verdicts"]:
+            place = snapshot["artifacts"][title]
+            try:
+                verdicts[title] = read_manifest(store, place["folder"], place["manifest"])
+            except FileNotFoundError as error:
+                raise WorkspaceError(
+                    f"snapshot {snapshot['id']} of {store.url} must have its verdicts of {title}, got no "
+                    f"{place['manifest']}: go on from an earlier one (`winnow nightly CONFIG --rollback N`), or begin "
+                    "anew in another workspace"
+                ) from error
+    given = Given(**{name: dict(found) for name, found in snapshot["given"].items()})
+    return bring(given, store, config.store), Standing(store, verdicts)
+
+
+def read_given(config: Curation) -> tuple[Given | None, Standing | None]:
+    """What the `given` of a config stands for; nothing where there is none. Raises as `check_given`."""
+    if config.given is None:
+        return None, None
+    return read_state(config.given.store, check_given(config, config.given), config, "rebalance")
+
+
+def check_given(config: Curation, given: GivenSnapshot) -> Snapshot:
+    """The snapshot that a config is given, whose findings it must be able to use.
+
+    Raises:
+        WorkspaceError: there is no such snapshot.
+        ConfigError: the steps that it is about have other settings.
+    """
+    store = given.store
+    snapshot = read_snapshot(store, given.snapshot)
+    titles = {title for found in snapshot["given"].values() for title in found}
+    titles |= set(standing_titles(config.steps, "rebalance")) - {"unique_uid"}
+    if found := list(_differences(snapshot, config, titles)):
+        what = f"settings of snapshot {snapshot['id']} of {store.url} that is given"
+        raise ConfigError(f"the {what} must be those of this config, got {'; '.join(found)}")
+    return snapshot
+
+
+def check_same(snapshot: Snapshot, config: Curation) -> None:
+    """Refuses settings by which the verdicts of a snapshot were not made. Exports and resources may differ.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    titles = [step.title for step in config.steps]
+    before = [_title(step) for step in snapshot["config"]["steps"]]
+    if titles != before:
+        found = [f"steps: {', '.join(titles) or 'none'}, not {', '.join(before) or 'none'}"]
+    else:
+        found = list(_differences(snapshot, config, titles))
+    if found:
+        raise ConfigError(
+            f"a nightly config must select as that of snapshot {snapshot['id']} did, got {'; '.join(found)}: set this "
+            "back, or begin anew with another workspace (exports, resources and nightly may change at any time)"
+        )
+
+
+def identities(config: Curation) -> dict[str, str]:
+    """What each model of a config computes, by name: equal where embeddings are."""
+    return {
+        name: model_identity(decide_precision(settings, config.resources.gpus))
+        for name, settings in config.models.items()
+    }
+
+
+def _differences(snapshot: Snapshot, config: Curation, titles: Collection[str]) -> Iterator[str]:
+    """What a config has otherwise, of all that decides about the steps of these titles."""
+    ours, theirs = recorded_settings(config), snapshot["config"]
+    if ours["seed"] != theirs["seed"]:
+        yield f"seed: {ours['seed']}, not {theirs['seed']}"
+    pools = [{name: settings["pool"][name] for name in _LIMITS} for settings in (ours, theirs)]
+    yield from _unlike("pool", *pools)
+    if pools[0] == pools[1] and samples_folder(config.pool) != snapshot["artifacts"]["samples"]["folder"]:
+        yield "a version of Winnow that reads shards in another way"
+    steps = [{_title(step): step for step in settings["steps"]} for settings in (ours, theirs)]
+    for title in titles:
+        yield from _unlike(f"steps.{title}", *(found.get(title) for found in steps))
+    used = {model for step in config.steps if step.title in titles for model, _ in step.embeddings()}
+    now = identities(config)
+    for name in sorted(used & snapshot["models"].keys()):
+        if now[name] != snapshot["models"][name]:
+            yield f"models.{name}: another model, other weights or another precision"
+
+
+def _unlike(path: str, ours: Any, theirs: Any) -> Iterator[str]:
+    """The keys below which two settings differ, each with both values."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for name in sorted(ours.keys() | theirs.keys()):
+            yield from _unlike(f"{path}.{name}", ours.get(name), theirs.get(name))
+    elif ours != theirs:
+        yield f"{path}: {ours!r}, not {theirs!r}"
+
+
+def _title(step: Mapping[str, Any]) -> str:
+    return str(step["name"] or step["step"])

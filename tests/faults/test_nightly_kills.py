@@ -1,0 +1,50 @@
+"""A night that is killed at a commit, and run again, ends with the snapshot of one that was not: byte for byte."""
+
+import pytest
+
+from tests.faults.attempts import DRIVER
+from tests.faults.cases import NIGHTLY
+from tests.faults.commits import Fault
+from tests.faults.outcomes import Tally
+from tests.faults.schedules import open_harness
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_killed_while_it_shows_itself_and_while_it_commits(tmp_path, no_ray):
+    """The second night, once its record is there and once more just before its snapshot is."""
+    tally = Tally()
+    with open_harness(tmp_path) as harness:
+        _, counts = harness.undisturbed(NIGHTLY, remote=False)
+        assert counts["run.json"] == 2
+        # Of each attempt, a file of the diff; of each night, the times, the snapshot and the pointer. So what would be
+        # the last commit is, after one more attempt, the one before it.
+        faults = [Fault("run.json", 1, True, DRIVER), Fault("snapshots", counts["snapshots"] - 1, False, DRIVER)]
+        harness.strike(NIGHTLY, "two-kills", faults, tally)
+    assert tally.good, tally.show()
+    assert tally.faults[DRIVER] == 2
+    assert tally.runs == 4
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_killed_at_every_commit(tmp_path, no_ray):
+    tally = Tally()
+    with open_harness(tmp_path) as harness:
+        _, counts = harness.undisturbed(NIGHTLY, remote=False)
+        points = [
+            (step, commit, after)
+            for step, count in counts.items()
+            for commit in range(count)
+            for after in (False, True)
+        ]
+        for number, (step, commit, after) in enumerate(points):
+            harness.strike(NIGHTLY, f"kill-{number}", [Fault(step, commit, after, DRIVER)], tally)
+    assert tally.good, tally.show()
+    assert tally.faults[DRIVER] == len(points), tally.show()
