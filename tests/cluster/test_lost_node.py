@@ -18,6 +18,7 @@ from tests.faults.outcomes import read_outcome
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.faults,
+    pytest.mark.long,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]

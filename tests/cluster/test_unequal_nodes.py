@@ -141,6 +141,7 @@ def test_what_needs_no_gpu_stays_off_its_node_and_models_and_k_means_are_on_it(p
     assert read_outcome(Store(f"{tmp_path}/run")) == expected
 
 
+@pytest.mark.long
 def test_a_run_that_may_use_no_gpu_takes_none_and_uses_all_cpus(pool, tmp_path, expected, places):
     curate.run_curation(config(pool, tmp_path / "run", {"gpus": 0}))
     where = places()

@@ -17,7 +17,7 @@ from ray.scripts.scripts import start
 
 from operators.errors import LimitExceeded, UserError
 from pipeline.config.loader import load_config
-from pipeline.curation import Curation
+from pipeline.nightly.settings import Nightly
 from pipeline.placement import room
 from tests.deploy.checkout import IMAGES, MANIFESTS, RAY
 from tests.deploy.closed_schema import METADATA, close, misspelt
@@ -205,10 +205,8 @@ def test_configs_are_valid_and_use_the_whole_cluster(tmp_path, monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: nodes)
     readers = [node for node in nodes if not node["Resources"]["GPU"]]
     for name, text in of_kind("ConfigMap")["data"].items():
-        written = yaml.safe_load(text)
-        written.pop("nightly")
-        (tmp_path / name).write_text(yaml.safe_dump(written))
-        config = load_config(str(tmp_path / name), Curation)
+        (tmp_path / name).write_text(text)
+        config = load_config(str(tmp_path / name), Nightly)
         assert config.resources.workers == sum(node["Resources"]["CPU"] for node in readers)
         assert config.resources.gpus == room(config.resources.threads, on_gpus=True)
         weights = {getattr(model, "weights", "/models/") for model in config.models.values()}

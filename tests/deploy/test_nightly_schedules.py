@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from cronsim import CronSim
 
+from jobs.main import COMMANDS
+from jobs.submit import CONFIGS
 from operators.errors import LimitExceeded, UserError
 from tests.deploy.checkout import DOCKER
 
@@ -52,6 +54,8 @@ def test_both_submit_the_same_night():
     pattern = re.compile(r"winnow submit \S*nightly\.yaml --command nightly --address \S+")
     assert pattern.search(command)
     assert pattern.search(start)
+    assert {"submit", "nightly"} <= COMMANDS.keys()
+    assert "nightly" in CONFIGS
 
 
 def test_the_service_ends_as_the_night_does():
