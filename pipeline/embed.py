@@ -16,6 +16,7 @@ from pipeline.parts import Part
 from pipeline.pool import Pool, Shard
 from pipeline.run import Modality, NotPublished, Run, find_published
 from pipeline.storage import digest
+from pipeline.stream.finalise import damaged_id
 from pipeline.stream.flow import new_attempt, run_pass
 from pipeline.stream.stored import stored_width
 from pipeline.stream.work import EMBEDDING_VERSION, SAMPLES_VERSION, Need, Pass, ShardWork
@@ -33,6 +34,24 @@ def samples_id(pool: Pool, shard: Shard) -> str:
     """The part id of a shard in the `samples` artifact: what it holds and how it is read."""
     reading = pool.sources[shard.source].model_dump(mode="json", exclude=_NOT_READING)
     return digest(shard.fingerprint, reading)
+
+
+def shards_read(samples: Artifact, there: Mapping[str, str]) -> dict[str, str]:
+    """Shard -> the id of its part, by which it is known whether the shard is still the one that was read.
+
+    Args:
+        samples: what was read.
+        there: shard -> `samples_id`, of the shards that are there now. A part of a shard that could not be read has an
+            id of its own; here it has that of the shard, if that is still the same.
+    """
+    read = dict(zip(samples.column("shard"), samples.column("id"), strict=True))
+    if all(there.get(name, part_id) == part_id for name, part_id in read.items()):
+        return read
+    for part in samples.parts:
+        asked = there.get(part.shard, part.id)
+        if part.id == damaged_id(asked, part.notes.get("damage"), part.rows):
+            read[part.shard] = asked
+    return read
 
 
 def make(run: Run, needs: Sequence[tuple[str, Modality]]) -> None:

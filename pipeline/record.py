@@ -10,7 +10,7 @@ from operators.errors import WorkspaceError
 from pipeline.artifact import Artifact, read_manifest
 from pipeline.config.loader import canonical
 from pipeline.curation import Curation
-from pipeline.embed import samples_id
+from pipeline.embed import samples_id, shards_read
 from pipeline.integrity import read_sealed, sealed
 from pipeline.listing import list_shards
 from pipeline.pool import names_password
@@ -108,8 +108,8 @@ def open_run(
     run.artifacts |= {name: artifacts[name] for name in _in_order(config, record)}
     for title, place in record["clusters"].items():
         run.add_clusters(title, read_manifest(store, place["folder"], place["manifest"]))
-    read = dict(zip(run.samples.column("shard"), run.samples.column("id"), strict=True))
     there = {shard.name: samples_id(config.pool, shard) for shard in shards}
+    read = shards_read(run.samples, there)
     # The pool of a nightly curation grows by day, and may hold shards that a night has left out.
     grows = record.get("snapshot", snapshot) is not None
     names = read.keys() if grows else read.keys() | there.keys()

@@ -15,6 +15,7 @@ from functools import partial
 
 from operators.errors import LimitExceeded
 from pipeline.curate import check, complete, finish, start_run
+from pipeline.embed import samples_id
 from pipeline.engine import engine
 from pipeline.given import Given, Standing
 from pipeline.integrity import read_sealed
@@ -149,7 +150,7 @@ def plan_night(config: Nightly) -> Tonight:
         return Tonight(history, None, Shards(shards, [shard.name for shard in shards]), True)
     parent = read_snapshot(store, history.current)
     check_same(parent, config)
-    known = known_shards(store, parent)
+    known = known_shards(store, parent, {shard.name: samples_id(config.pool, shard) for shard in shards})
     found = compare_shards(config.pool, shards, known, config.nightly, parent["shards"]["left_out"])
     is_due = found.differ or (config.nightly.policy == "rebalance" and parent["policy"] != "rebalance")
     return Tonight(history, parent, found, is_due)

@@ -6,10 +6,11 @@ shard that was renamed is gone under one name and new under another.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from operators.errors import LimitExceeded
 from pipeline.artifact import read_manifest
-from pipeline.embed import samples_id
+from pipeline.embed import samples_id, shards_read
 from pipeline.nightly.settings import NightlySettings
 from pipeline.pool import Pool, Shard
 from pipeline.snapshots import Snapshot
@@ -69,7 +70,7 @@ def compare_shards(
     Args:
         pool: how shards are read.
         shards: that are there, in the order of their names.
-        known: of the snapshot: shard -> id of its part of `samples`.
+        known: of the snapshot: `known_shards`.
         settings: what to do about shards that changed.
         left_out: of the snapshot, as `Shards.left_out`.
     """
@@ -89,11 +90,15 @@ def compare_shards(
     return Shards(used, new, changed, vanished, out)
 
 
-def known_shards(store: Store, snapshot: Snapshot) -> dict[str, str]:
-    """What a snapshot read: shard -> id of its part of `samples`. Raises DamagedError."""
+def known_shards(store: Store, snapshot: Snapshot, there: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """What a snapshot read: shard -> id of its part of `samples`, as `pipeline.embed.shards_read` has it.
+
+    Raises:
+        DamagedError: its manifest is not what was written.
+    """
     place = snapshot["artifacts"]["samples"]
     samples = read_manifest(store, place["folder"], place["manifest"])
-    return dict(zip(samples.column("shard"), samples.column("id"), strict=True))
+    return shards_read(samples, there)
 
 
 def in_short(names: Sequence[str]) -> str:

@@ -29,9 +29,12 @@ class ShardReceipts:
         A shard that is missing or unreadable may be put right without a change of its size or time (permissions, a
         mount), so its own address stays free, and every run tries it again. A cut is a fact of its bytes.
         """
-        if self.end.damage in (None, Damage.TRUNCATED):
-            return asked
-        return digest(asked, self.end.damage, self.end.rows)
+        return damaged_id(asked, self.end.damage, self.end.rows)
+
+
+def damaged_id(asked: str, damage: str | None, rows: int) -> str:
+    """The address of a part where another was asked for: see `ShardReceipts.part_id`."""
+    return asked if damage in (None, Damage.TRUNCATED) else digest(asked, damage, rows)
 
 
 Made = tuple[str, str, Part]

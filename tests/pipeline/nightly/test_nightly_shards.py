@@ -3,10 +3,13 @@
 import pytest
 
 from operators.errors import LimitExceeded
-from pipeline.embed import samples_id
+from pipeline.artifact import Artifact
+from pipeline.embed import samples_id, shards_read
 from pipeline.nightly.settings import NightlySettings
 from pipeline.nightly.shards import Shards, compare_shards
+from pipeline.parts import Part
 from pipeline.pool import Pool, Shard
+from pipeline.stream.finalise import damaged_id
 
 POOL = Pool.model_validate({"format": "webdataset", "path": "/pool/*.tar"})
 
@@ -27,6 +30,17 @@ def test_nothing_new():
     found = compare({"a": "1", "b": "2"}, {"a": "1", "b": "2"})
     assert not found.differ
     assert [shard.name for shard in found.used] == ["a.tar", "b.tar"]
+
+
+def test_a_shard_that_could_not_be_read_is_no_news_until_it_is_another():
+    """Its part has an address of its own, so that every run tries it again."""
+    (own,) = ids(b="2").values()
+    damaged = {"id": damaged_id(own, "unreadable", 0), "notes": {"damage": "unreadable"}}
+    rest = {"path": "", "rows": 0, "size": 0, "sha256": ""}
+    parts = [Part("a.tar", *ids(a="1").values(), **rest), Part("b.tar", **damaged, **rest)]
+    samples = Artifact("samples", "samples/0", tuple(parts))
+    assert shards_read(samples, ids(a="1", b="2")) == ids(a="1", b="2")
+    assert shards_read(samples, ids(a="1", b="X"))["b.tar"] == damaged["id"]
 
 
 def test_new_changed_and_vanished():
