@@ -56,6 +56,7 @@ def plan(config: Curation, args: argparse.Namespace) -> None:
     """Prints what a run would do."""
     names = ("gpus", "gpu", "cpu_price", "gpu_price")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    given.setdefault("gpus", config.resources.gpus or 0)
     machines = Machines(cpus=default_cpus(config.resources) if args.cpus is None else args.cpus, **given)
     made = make_plan(config, machines, read_overrides(args.rates), shards=3 if args.sample is None else args.sample)
     if args.json:

@@ -2,8 +2,8 @@
 
     winnow status WORKSPACE [--watch [SECONDS]] [--json] [--storage KEY=VALUE]...
 
-Tells who has the workspace, at which step it is, how far and how fast, and the last error; of a curation that is done
-the table of its summary; of a job that was killed where it stopped, and how to go on. It works from any machine that
+Tells who has the workspace, at which step it is, how far and how fast, and the last error; of a curation or a night
+that is done the table of its summary; of a job that was killed where it stopped, and how to go on. It works from any machine that
 sees the workspace, and for what curates, trains, evaluates and compares; of a comparison the trainings and the
 evaluation have workspaces, and so a status, of their own (`training/NAME/SEED`, `evaluation`). --watch shows it again
 every few seconds (5) until the job ends, --json as one line of JSON. --storage gives fsspec an option to open
@@ -70,7 +70,7 @@ def print_status(status: Status, store: Store) -> None:
     for sentence in status.sentences:
         print(sentence)
     print(flush=True)
-    if status.job == "curate" and status.state == DONE:
+    if status.job in ("curate", "nightly") and status.state == DONE:
         from pipeline.summary import print_summary, read_summary  # imports Ray, which is slow and seldom wanted here
 
         if summary := read_summary(store):

@@ -9,8 +9,8 @@ folder along, for the modules of `python` steps, lists and other small files; re
 Credentials stay here. --env AWS_PROFILE gives the job a variable of this environment, --env KEY=VALUE another one; who
 can read the cluster's dashboard can read it there, so a role of the nodes is better.
 
-The job's name is made of its config and code (of `nightly` also of the date, in UTC), or given by --id. The same
-command again follows the job while it runs, shows the log of one that succeeded, and resumes one that failed or was
+The job's name is made of its config, code and options (of `nightly` also of the date, in UTC), or given by --id. The
+same command again follows the job while it runs, shows the log of one that succeeded, and resumes one that failed or was
 stopped, as NAME-2. --again repeats one that succeeded, which finds in the workspace what is done already.
 
 Ctrl-C ends the following and not the job; --no-wait does not begin it; --stop stops the job.
@@ -30,12 +30,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from operators.errors import ConfigError
+from pipeline import logs
 from pipeline.arguments import add_overrides
 from pipeline.comparison.settings import Comparison
 from pipeline.config.loader import check_document, load_document
 from pipeline.curation import Curation
 from pipeline.evaluation.settings import Evaluation
 from pipeline.nightly.settings import Nightly
+from pipeline.storage import digest
 from pipeline.submission.attempts import Job, start, stop
 from pipeline.submission.follow import exit_code, follow
 from pipeline.submission.package import Package, write_package
@@ -113,15 +115,17 @@ def describe_job(args: argparse.Namespace, package: Package, variables: Mapping[
     """The job of the arguments and what is sent."""
     config = Path(args.config)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", config.stem)
-    parts = ["winnow", args.command, stem, package.digest]
+    content = digest(package.digest, sorted(variables), args.pip)  # values may be secrets
+    parts = ["winnow", args.command, stem, content]
     if args.command == _NIGHTLY:
         parts.append(f"{datetime.now(UTC):%Y-%m-%d}")
-    runtime_env: dict[str, Any] = {"working_dir": str(package.folder), "env_vars": dict(variables)}
+    given = {**logs.environment(), **variables}
+    runtime_env: dict[str, Any] = {"working_dir": str(package.folder), "env_vars": given}
     if args.pip:
         runtime_env["pip"] = args.pip
     # From the folder that travels, `-m` finds the code that lies there before any that the node has installed.
     entrypoint = shlex.join(["python", "-m", "jobs.main", args.command, config.name])
-    return Job(args.id or "-".join(parts), package.digest, entrypoint, runtime_env)
+    return Job(args.id or "-".join(parts), content, entrypoint, runtime_env)
 
 
 def read_variables(assignments: Sequence[str]) -> dict[str, str]:

@@ -157,7 +157,9 @@ def _connect(resources: Resources, address: str | None) -> None:
     if address:
         try:
             _check_reachable(address)
-            given = {"env_vars": logs.environment()} if logs.environment() else None
+            # A job that was submitted has an environment, with all of this in it, which Ray lets nobody add to.
+            variables = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else logs.environment()
+            given = {"env_vars": variables} if variables else None
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=given)
         except (OSError, ValueError) as error:
             raise ConfigError(f"address must be that of a running Ray cluster, got {address!r}: {error}") from error
@@ -181,18 +183,9 @@ def _inherited() -> Iterator[None]:
     does not stand in for the standard library's.
     """
     paths = [*filter(None, sys.path), str(Path.cwd())]
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", *_OPTIONS)}
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    for name, value in _OPTIONS.items():
-        os.environ.setdefault(name, value)
-    try:
-        with _as_batch_work():
-            yield
-    finally:
-        for name, earlier in before.items():
-            del os.environ[name]
-            if earlier is not None:
-                os.environ[name] = earlier
+    values = {name: os.environ.get(name, value) for name, value in _OPTIONS.items()}
+    with logs.variables_set({**values, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}), _as_batch_work():
+        yield
 
 
 @contextlib.contextmanager

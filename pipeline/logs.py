@@ -27,6 +27,8 @@ VARIABLE, RUN_VARIABLE = "WINNOW_LOG", "WINNOW_RUN"
 FORMS = ("text", "json")
 
 _LOGGER = logging.getLogger("winnow")
+_MODULES = logging.getLogger("pipeline")
+"""Above the loggers of single modules, which Python prints by itself where nobody else does."""
 _FIELDS = "winnow_fields"
 _OWN_RUN = uuid.uuid4().hex[:12]
 """Of a process that was started by no command."""
@@ -65,8 +67,19 @@ def configured(form: str | None) -> Iterator[None]:
     if form not in FORMS:
         raise ConfigError(f"{VARIABLE} must be {' or '.join(FORMS)}, got {form!r}")
     given = {VARIABLE: form, RUN_VARIABLE: os.environ.get(RUN_VARIABLE) or uuid.uuid4().hex[:12]}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
+    try:
+        with variables_set(given):
+            _prepare()
+            yield
+    finally:
+        _prepare()
+
+
+@contextlib.contextmanager
+def variables_set(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of the environment for the length of a context, also for the processes that it starts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
@@ -74,7 +87,6 @@ def configured(form: str | None) -> Iterator[None]:
             del os.environ[name]
             if earlier is not None:
                 os.environ[name] = earlier
-        _prepare()
 
 
 def run_id() -> str:
@@ -123,13 +135,14 @@ def bound(**fields: Any) -> Iterator[None]:
 
 
 def _prepare() -> None:
-    """Has the logger say what it must in this process: a worker has no command that would see to that."""
-    handlers = [handler for handler in _LOGGER.handlers if isinstance(handler, JsonHandler)]
-    if wants_json() and not handlers:
-        _LOGGER.addHandler(JsonHandler())
-    for handler in [] if wants_json() else handlers:
-        _LOGGER.removeHandler(handler)
+    """Has the loggers say what they must in this process: a worker has no command that would see to that."""
+    for logger in (_LOGGER, _MODULES):
+        handlers = [handler for handler in logger.handlers if isinstance(handler, JsonHandler)]
+        if wants_json() and not handlers:
+            logger.addHandler(JsonHandler())
+        for handler in [] if wants_json() else handlers:
+            logger.removeHandler(handler)
+        logger.propagate = not wants_json()
     if not _LOGGER.handlers:
         _LOGGER.addHandler(logging.NullHandler())  # else Python would print warnings by itself
-    _LOGGER.propagate = not wants_json()
     _LOGGER.setLevel(logging.INFO)
