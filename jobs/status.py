@@ -3,10 +3,10 @@
     winnow status WORKSPACE [--watch [SECONDS]] [--json] [--storage KEY=VALUE]...
 
 Tells who has the workspace, at which step it is, how far and how fast, and the last error; of a curation or a night
-that is done the table of its summary; of a job that was killed where it stopped, and how to go on. It works from any machine that
-sees the workspace, and for what curates, trains, evaluates and compares; of a comparison the trainings and the
-evaluation have workspaces, and so a status, of their own (`training/NAME/SEED`, `evaluation`). --watch shows it again
-every few seconds (5) until the job ends, --json as one line of JSON. --storage gives fsspec an option to open
+that is done the table of its summary; of a job that was killed where it stopped, and how to go on. It works from any
+machine that sees the workspace, and for what curates, trains, evaluates and compares; of a comparison the trainings and
+the evaluation have workspaces, and so a status, of their own (`training/NAME/SEED`, `evaluation`). --watch shows it
+again every few seconds (5) until the job ends, --json as one line of JSON. --storage gives fsspec an option to open
 WORKSPACE (`endpoint_url=http://...`).
 
 Exit codes: 0 it is running or done, 4 it failed or was stopped by a limit, 5 it was interrupted (killed, terminated, or

@@ -10,8 +10,9 @@ Credentials stay here. --env AWS_PROFILE gives the job a variable of this enviro
 can read the cluster's dashboard can read it there, so a role of the nodes is better.
 
 The job's name is made of its config, code and options (of `nightly` also of the date, in UTC), or given by --id. The
-same command again follows the job while it runs, shows the log of one that succeeded, and resumes one that failed or was
-stopped, as NAME-2. --again repeats one that succeeded, which finds in the workspace what is done already.
+same command again follows the job while it runs, shows the log of one that succeeded, and resumes one that failed or
+was stopped, as NAME-2. --again repeats one that succeeded, which finds in the workspace what is done already: so a
+second night of one date needs it.
 
 Ctrl-C ends the following and not the job; --no-wait does not begin it; --stop stops the job.
 """
@@ -53,6 +54,7 @@ CONFIGS: Mapping[str, type[BaseModel]] = {
     "train": Training,
 }
 """The commands that take a config, and what it must hold."""
+_ID = re.compile("[A-Za-z0-9._-]+")
 _NIGHTLY = "nightly"
 """Its config is the same every night, and each night is a job of its own."""
 
@@ -107,12 +109,15 @@ def run(args: argparse.Namespace) -> int:
                 raise KeyboardInterrupt(goes_on) from None
     if code := exit_code(ended):
         reason = f": {ended.message}" if ended.driver_exit_code is None and ended.message else ""
-        _note(f"{submission_id} {str(ended.status).lower()}, exit code {code}; the same command resumes it{reason}")
+        again = "once that is put right, the same command goes on" if code in (2, 3) else "the same command resumes it"
+        _note(f"{submission_id} {str(ended.status).lower()}, exit code {code}; {again}{reason}")
     return code
 
 
 def describe_job(args: argparse.Namespace, package: Package, variables: Mapping[str, str]) -> Job:
     """The job of the arguments and what is sent."""
+    if args.id and not _ID.fullmatch(args.id):
+        raise ConfigError(f"--id must be of letters, digits, dots, - and _, got {args.id!r}")
     config = Path(args.config)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", config.stem)
     content = digest(package.digest, sorted(variables), args.pip)  # values may be secrets

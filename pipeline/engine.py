@@ -71,7 +71,7 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
     """
     joined = ray.is_initialized()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_core_log())
+        stack.enter_context(core_unheard())
         if not joined:
             stack.callback(ray.shutdown)
             with _terminable_as_before():
@@ -116,11 +116,12 @@ def _num_cpus() -> int:
 
 
 @contextlib.contextmanager
-def _core_log() -> Iterator[None]:
+def core_unheard() -> Iterator[None]:
     """Keeps what Ray's core writes to this process's standard error out of the user's sight.
 
     It reports every actor pool of Ray Data as an error (ray-project/ray issue 53727), and no setting turns that off.
-    Python's own `sys.stderr` goes on to where it went.
+    Python's own `sys.stderr` goes on to where it went; a display that was opened before does not. `engine` does this,
+    and so must who shows something before.
     """
     if sys.stderr is not sys.__stderr__:  # someone, such as a notebook, has taken care of it
         yield

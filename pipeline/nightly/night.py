@@ -16,14 +16,14 @@ from functools import partial
 from operators.errors import LimitExceeded
 from pipeline.curate import check, complete, finish, start_run
 from pipeline.embed import samples_id
-from pipeline.engine import engine
+from pipeline.engine import core_unheard, engine
 from pipeline.given import Given, Standing
 from pipeline.integrity import read_sealed
 from pipeline.ledger import find_ledger
 from pipeline.listing import list_shards
 from pipeline.nightly.diff import Side, write_diff
 from pipeline.nightly.profile import from_record, measure, profile
-from pipeline.nightly.settings import Nightly
+from pipeline.nightly.settings import Nightly, NightlySettings
 from pipeline.nightly.shards import Shards, compare_shards, in_short, known_shards
 from pipeline.nightly.snapshot import Found, compose, drift_of
 from pipeline.nightly.state import check_same, read_state
@@ -64,6 +64,10 @@ class Tonight:
     parent: Snapshot | None
     shards: Shards
     is_due: bool
+
+    def check(self, settings: NightlySettings) -> None:
+        """Raises LimitExceeded where shards changed or vanished and the settings say that this is to stop a night."""
+        self.shards.check(settings, self.parent["id"] if self.parent else 0)
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,11 @@ def run_night(config: Nightly, address: str | None = None) -> Night:
         LimitExceeded: as a curation; shards changed or vanished, or drift, where that is to stop a night.
     """
     config = config.resolved()
-    with open_progress() as display, working(config.store, "nightly", display) as progress:
+    with core_unheard(), open_progress() as display, working(config.store, "nightly", display) as progress:
         tonight = plan_night(config)
         if tonight.parent and not tonight.is_due:
             return _look_again(config, tonight.history, tonight.parent, address, progress)
-        tonight.shards.check(config.nightly, tonight.parent["id"] if tonight.parent else 0)
+        tonight.check(config.nightly)
         check(config)
         # Read once: what is found damaged of it, and moved away, is made again from what is in memory.
         state = _read_state(config, tonight.parent)
@@ -131,7 +135,7 @@ def roll_back(config: Nightly, number: int, address: str | None = None) -> Night
         UserError: there is no such snapshot, its settings are others, or its shards are no longer there.
     """
     config = config.resolved()
-    with open_progress() as display, working(config.store, "nightly", display) as progress:
+    with core_unheard(), open_progress() as display, working(config.store, "nightly", display) as progress:
         snapshot = read_snapshot(config.store, number)
         check_same(snapshot, config)
         summary = _show(config, snapshot, address, progress)

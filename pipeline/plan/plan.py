@@ -210,11 +210,14 @@ class _Steps:
 def _nothing_to_do(config: Curation, machines: Machines, found: Found) -> Plan:
     steps = _Steps(found)
     kinds = {step.title: kind_of(step) for step in config.steps}
+    kept = 0.0
     for name, artifact in found.artifacts.items():
         if not name.endswith(".clusters"):
-            rows = steps.add(name, kinds.get(name, name), artifact.total("in"), Work())
+            kind = kinds.get(name, "embedding" if "." in name else name)
+            rows_out = steps.add(name, kind, artifact.total("in"), Work())
+            kept = kept if name == "ledger" else rows_out
     for target in config.export:
-        steps.add(f"export {target.format}", "export", rows, Work(), reused=True)
+        steps.add(f"export {target.format}", "export", kept, Work(), reused=True)
     total = sum(shard.size for shard in found.shards)
     return Plan(len(found.shards), total, found.samples, steps.lines, machines)
 

@@ -7,6 +7,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
@@ -46,7 +47,7 @@ def job_server(address: str) -> Iterator[JobSubmissionClient]:
             client = JobSubmissionClient(url)
     except AuthenticationError as error:
         raise _refused(url, error) from error
-    except (OSError, RuntimeError, ValueError, KeyError) as error:  # the last two where something else answers
+    except (OSError, RuntimeError, ValueError, KeyError, HTTPException) as error:  # the last three: another server
         raise ConfigError(f"--address must be that of the dashboard of a Ray cluster, got {url}: {error}") from error
     try:
         yield client

@@ -119,7 +119,10 @@ def test_not_followed(server, capsys):
 def test_the_exit_code_is_that_of_the_job(server, capsys):
     server.ended = SimpleNamespace(status=JobStatus.FAILED, driver_exit_code=3, message="the log, once more")
     assert run("--id", "mine") == 3
-    assert capsys.readouterr().err == "winnow: mine failed, exit code 3; the same command resumes it\n"
+    assert (
+        capsys.readouterr().err
+        == "winnow: mine failed, exit code 3; once that is put right, the same command goes on\n"
+    )
     server.ended = SimpleNamespace(status=JobStatus.FAILED, driver_exit_code=None, message="runtime_env setup failed")
     assert run("--id", "mine") == 1
     assert capsys.readouterr().err.endswith("resumes it: runtime_env setup failed\n")
