@@ -7,8 +7,8 @@ CONFIG is that of `winnow curate` with a section `nightly`. The first night fits
 filters on the whole pool; later ones apply them. `append` leaves every earlier verdict as it is; `rebalance` draws the
 quotas of prunes anew over everything. A night that finds nothing new writes nothing. Shards that have changed or
 vanished, and drift beyond a threshold, stop the night with exit code 3 where the config says so. --dry-run says what
-there is to do, and whether shards would stop it; --rollback makes an earlier snapshot current, with its exports, and the
-next night goes on from it. --set overrides a key of the config, --address joins a running Ray cluster (so does
+there is to do, and whether shards would stop it; --rollback makes an earlier snapshot current, with its exports, and
+the next night goes on from it. --set overrides a key of the config, --address joins a running Ray cluster (so does
 RAY_ADDRESS). The history is in report.html.
 """
 
