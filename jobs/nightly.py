@@ -5,7 +5,8 @@
 
 CONFIG is that of `winnow curate` with a section `nightly`. The first night fits thresholds, centroids and trained
 filters on the whole pool; later ones apply them. `append` leaves every earlier verdict as it is; `rebalance` draws the
-quotas of prunes anew over everything. A night that finds nothing new writes nothing. Shards that have changed or
+quotas of prunes anew over everything. Lists of a `deny` step take effect the next night, and change no other verdict;
+all else that selects must stay as it is. A night that finds nothing new writes nothing. Shards that have changed or
 vanished, and drift beyond a threshold, stop the night with exit code 3 where the config says so. --dry-run says what
 there is to do, and whether shards would stop it; --rollback makes an earlier snapshot current, with its exports, and
 the next night goes on from it. --set overrides a key of the config, --address joins a running Ray cluster (so does
@@ -68,6 +69,8 @@ def print_plan(tonight: Tonight) -> None:
     for kind, names in (("changed", shards.changed), ("vanished", shards.vanished)):
         for name in names:
             print(f"{kind}: {name}")
+    for title in tonight.renewed:
+        print(f"other lists: {title}")
     after = f"snapshot {tonight.parent['id']}" if tonight.parent else "nothing"
     print(f"\nthere is {f'snapshot {tonight.history.next} to make' if tonight.is_due else 'nothing new'} after {after}")
 

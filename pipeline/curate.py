@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from operators.encoders.settings import ModelSettings, StoredSettings
+from operators.encoders.settings import StoredSettings
 from operators.errors import ModelError
 from pipeline.artifact import Artifact
 from pipeline.curation import Curation
@@ -13,11 +13,11 @@ from pipeline.embed import check_stored_model, make
 from pipeline.engine import engine
 from pipeline.export.run import embeddings_for, export
 from pipeline.export.target import open_target
-from pipeline.given import Given, Standing
+from pipeline.given import Given, Standing, check_order, second_looks
 from pipeline.ledger_writer import write_ledger
 from pipeline.limits import check_limits
 from pipeline.listing import check_source, list_shards
-from pipeline.models import check_model, decide_precision
+from pipeline.models import check_model, decide_models
 from pipeline.nightly.state import check_given, read_given
 from pipeline.pool import Shard
 from pipeline.progress import Progress, open_progress
@@ -58,12 +58,13 @@ def check(config: Curation, *, dry: bool = False) -> list[Shard]:
             check_stored_model(config.pool, shards, name, settings)
     if config.given:
         check_given(config, config.given)
+        check_order(config.steps, "rebalance")
     steps = {step.title: step for step in config.steps}
     for step in config.steps:
         step.check()
         if config.given:
             step.check_nightly()
-        step.check_scores(lambda score: steps[score].scored_by(_decided_models(config)))
+        step.check_scores(lambda score: steps[score].scored_by(decide_models(config.models, config.resources.gpus)))
     stores = [config.store, *(open_target(target).store for target in config.export)]
     for store in [] if dry else stores:
         store.check_writable()
@@ -145,7 +146,7 @@ def start_run(
         pool=config.pool,
         shards=shards,
         seed=config.seed,
-        models=_decided_models(config),
+        models=decide_models(config.models, config.resources.gpus),
         workers=workers,
         threads=config.resources.threads,
         gpus=config.resources.gpus,
@@ -156,10 +157,6 @@ def start_run(
     )
 
 
-def _decided_models(config: Curation) -> dict[str, ModelSettings]:
-    return {name: decide_precision(settings, config.resources.gpus) for name, settings in config.models.items()}
-
-
 def run_steps(run: Run, steps: Sequence[Step]) -> Iterator[Artifact]:
     """Finds or makes every artifact in order; yields each step's when it is there."""
     make(run, first_needs(steps))
@@ -168,7 +165,7 @@ def run_steps(run: Run, steps: Sequence[Step]) -> Iterator[Artifact]:
     run.step_started = time.monotonic()
     yield run.add_verdicts(unique.run(run))
     check_limits(run.pool, run.samples, run.verdicts[0])
-    for step in steps:
+    for step in [*steps, *(second_looks(steps) if run.given is not None else ())]:
         make(run, step.embeddings())
         run.step_started = time.monotonic()
         artifact = step.run(run)

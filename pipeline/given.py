@@ -8,13 +8,14 @@ new shards alone, as their parts are the only ones that are not there. What comp
 - `Standing`: the verdicts of an earlier run. The parts of shards that were judged then are taken as they are; the
   other shards are judged by those who know the rows that stand.
 
-What cannot be done so is refused before any work by `Step.check_nightly`.
+What cannot be done so is refused before any work by `Step.check_nightly` and `check_order`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from operators.errors import ConfigError
 from pipeline.artifact import Artifact, publish_beside
 from pipeline.storage import Store
 
@@ -63,6 +64,29 @@ def standing_titles(steps: Sequence["Step"], policy: Policy) -> list[str]:
     """The titles of the steps whose earlier verdicts stand: `unique_uid` and deduplications, and those of quotas."""
     stands = ("always", "append") if policy == "append" else ("always",)
     return ["unique_uid", *(step.title for step in steps if step.stands in stands)]
+
+
+def check_order(steps: Sequence["Step"], policy: Policy) -> None:
+    """Refuses verdicts that are to stand and cannot, since a draw before them lets other rows enter each time.
+
+    Raises:
+        ConfigError: names both steps.
+    """
+    drawn = ""
+    for step in steps:
+        if policy == "rebalance" and drawn and step.stands == "always" and step.again is None:
+            raise ConfigError(
+                f"{step.title} must come before {drawn} where quotas are drawn anew (policy rebalance, or a snapshot "
+                "that is given), got it after: each draw would let other rows in, and what is whose duplicate could "
+                "change; move it, or keep to policy append"
+            )
+        if step.stands == "append":
+            drawn = step.title
+
+
+def second_looks(steps: Sequence["Step"]) -> list["Step"]:
+    """The steps that a night ends with besides: `Step.again`."""
+    return [again for step in steps if (again := step.again)]
 
 
 def bring(given: Given, source: Store, target: Store) -> Given:

@@ -13,6 +13,7 @@ from pipeline.curation import Curation
 from pipeline.embed import samples_id, shards_read
 from pipeline.integrity import read_sealed, sealed
 from pipeline.listing import list_shards
+from pipeline.models import decide_models
 from pipeline.pool import names_password
 from pipeline.progress import Progress
 from pipeline.run import Run
@@ -102,7 +103,17 @@ def open_run(
     shards = list_shards(config.pool)
     resources = config.resources
     run = Run(
-        store, config.pool, shards, config.seed, config.models, workers, resources.threads, progress, resources.gpus
+        store=store,
+        pool=config.pool,
+        shards=shards,
+        seed=config.seed,
+        models=decide_models(
+            config.models, resources.gpus
+        ),  # an export may have embeddings made that no step asked for
+        workers=workers,
+        threads=resources.threads,
+        progress=progress,
+        gpus=resources.gpus,
     )
     artifacts = read_artifacts(store, record)
     run.artifacts |= {name: artifacts[name] for name in _in_order(config, record)}

@@ -24,6 +24,7 @@ class StepSummary:
         seconds: wall time of the run that made it.
         reused: whether it was there, whole, before this run.
         rows_new: rows that entered parts which this run made; what goes shard by shard leaves other parts as they are.
+            Of a night: parts that the snapshot before has not, so that one that was resumed counts all of its own.
     """
 
     name: str

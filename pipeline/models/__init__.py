@@ -7,6 +7,7 @@ of the model's library.
 
 import importlib
 import json
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from operators.encoders.base import Device, Encoder, Preprocessor, no_text_tower
@@ -99,6 +100,11 @@ def decide_precision(settings: ModelSettings, gpus: int | None = None) -> ModelS
 
         gpus = int(torch.cuda.is_available())
     return settings.model_copy(update={"precision": "bfloat16" if gpus else "float32"})
+
+
+def decide_models(models: Mapping[str, ModelSettings], gpus: int | None = None) -> dict[str, ModelSettings]:
+    """`decide_precision` of all models of a run."""
+    return {name: decide_precision(settings, gpus) for name, settings in models.items()}
 
 
 def _library(settings: ModelSettings) -> _Library:

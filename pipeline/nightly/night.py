@@ -10,14 +10,16 @@ In this order, so that a night that is killed anywhere, and run again, ends with
 
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from operators.errors import LimitExceeded
+from pipeline.artifact import Artifact
 from pipeline.curate import check, complete, finish, start_run
 from pipeline.embed import samples_id
 from pipeline.engine import core_unheard, engine
-from pipeline.given import Given, Standing
+from pipeline.given import Given, Standing, check_order
 from pipeline.integrity import read_sealed
 from pipeline.ledger import find_ledger
 from pipeline.listing import list_shards
@@ -26,7 +28,7 @@ from pipeline.nightly.profile import from_record, measure, profile
 from pipeline.nightly.settings import Nightly, NightlySettings
 from pipeline.nightly.shards import Shards, compare_shards, in_short, known_shards
 from pipeline.nightly.snapshot import Found, compose, drift_of
-from pipeline.nightly.state import check_same, read_state
+from pipeline.nightly.state import check_same, contents, read_state, renewed
 from pipeline.progress import Progress, open_progress
 from pipeline.quarantine import rebuilding
 from pipeline.record import RECORD, open_run, read_artifacts, recorded_settings
@@ -58,12 +60,16 @@ class Tonight:
         parent: the current one, that this night goes on from.
         shards: of the pool.
         is_due: whether there is a snapshot to make.
+        contents: of the config, as it was when the night began. What changes later is found by the next one.
+        renewed: the titles of the steps that have something else to go by than the parent: their lists changed.
     """
 
     history: History
     parent: Snapshot | None
     shards: Shards
     is_due: bool
+    contents: Mapping[str, Mapping[str, str]]
+    renewed: Sequence[str] = ()
 
     def check(self, settings: NightlySettings) -> None:
         """Raises LimitExceeded where shards changed or vanished and the settings say that this is to stop a night."""
@@ -93,11 +99,13 @@ class _State:
         given: what the first night found.
         standing: the verdicts that stand.
         side: the samples and all verdicts of the parent, to compare with.
+        artifacts: of the parent, by name.
     """
 
     given: Given
     standing: Standing | None = None
     side: Side | None = None
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
 
 
 def run_night(config: Nightly, address: str | None = None) -> Night:
@@ -147,17 +155,19 @@ def plan_night(config: Nightly) -> Tonight:
     """Compares the pool with the current snapshot. Raises as `run_night`, but for shards."""
     for step in config.steps:
         step.check_nightly()
-    store = config.store
+    check_order(config.steps, config.nightly.policy)
+    store, now = config.store, contents(config)
     history = read_history(store)
     shards = list_shards(config.pool)
     if history.current is None:
-        return Tonight(history, None, Shards(shards, [shard.name for shard in shards]), True)
+        return Tonight(history, None, Shards(shards, [shard.name for shard in shards]), True, now)
     parent = read_snapshot(store, history.current)
     check_same(parent, config)
     known = known_shards(store, parent, {shard.name: samples_id(config.pool, shard) for shard in shards})
     found = compare_shards(config.pool, shards, known, config.nightly, parent["shards"]["left_out"])
-    is_due = found.differ or (config.nightly.policy == "rebalance" and parent["policy"] != "rebalance")
-    return Tonight(history, parent, found, is_due)
+    other = renewed(parent, config, now)
+    redrawn = config.nightly.policy == "rebalance" and parent["policy"] != "rebalance"
+    return Tonight(history, parent, found, found.differ or bool(other) or redrawn, now, other)
 
 
 def _night(config: Nightly, tonight: Tonight, state: _State, *, workers: int, progress: Progress) -> Night:
@@ -168,6 +178,8 @@ def _night(config: Nightly, tonight: Tonight, state: _State, *, workers: int, pr
     complete(config, run)
     snapshot = compose(config, run, number, parent, _find(config, run, tonight, state.side))
     _check_drift(snapshot)
+    for name, artifact in run.artifacts.items():
+        run.artifacts[name] = replace(artifact, rows_new=count_new(artifact, state.artifacts.get(name)))
     summary = finish(config, run, snapshot)
     times = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
@@ -186,7 +198,14 @@ def _read_state(config: Nightly, parent: Snapshot | None) -> _State:
     store = config.store
     given, standing = read_state(store, parent, config, config.nightly.policy)
     artifacts = read_artifacts(store, parent)
-    return _State(given, standing, Side(artifacts["samples"], [artifacts[name] for name in parent["verdicts"]]))
+    side = Side(artifacts["samples"], [artifacts[name] for name in parent["verdicts"]])
+    return _State(given, standing, side, artifacts)
+
+
+def count_new(artifact: Artifact, before: Artifact | None) -> int:
+    """The rows of the parts that the parent has not, whether this attempt at the night made them or one before it."""
+    known = set(before.column("path")) if before else set()
+    return sum(part.counts["in"] for part in artifact.parts if part.path not in known)
 
 
 def _find(config: Nightly, run: Run, tonight: Tonight, before: Side | None) -> Found:
@@ -197,12 +216,12 @@ def _find(config: Nightly, run: Run, tonight: Tonight, before: Side | None) -> F
     side = Side(run.samples, run.verdicts)
     diff = write_diff(store, before, side, gone, workers=run.workers, progress=run.progress)
     if parent is None:
-        return Found(shards, diff, profile(run, scores, set(shards.new)))
+        return Found(shards, diff, tonight.contents, profile(run, scores, set(shards.new)))
     if not shards.new:
-        return Found(shards, diff)
+        return Found(shards, diff, tonight.contents)
     fit = from_record(read_snapshot(store, parent["fitted"])["profile"])
     new = profile(run, scores, set(shards.new), like=fit)
-    return Found(shards, diff, drift=measure(new, fit, config.nightly.drift))
+    return Found(shards, diff, tonight.contents, drift=measure(new, fit, config.nightly.drift))
 
 
 def _check_drift(snapshot: Snapshot) -> None:

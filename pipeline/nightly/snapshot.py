@@ -3,6 +3,7 @@
     format_version, id, parent, policy
     config, artifacts, clusters, embeddings, verdicts      as in `run.json`
     models        name -> what it computes
+    contents      step -> what its settings name and do not hold -> digest
     given         thresholds, fits, filters: found once, applied for ever
     shards        count; new, changed, vanished: names; left_out: name -> content that is not used
     counts        seen, kept, dropped (by step and reason), rejected (by reason)
@@ -16,7 +17,7 @@
 Nothing in it depends on when, where or in how many attempts it was made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,12 +39,14 @@ class Found:
     Attributes:
         shards: of the pool.
         diff: to the parent.
+        contents: of the config, as it was before any step ran.
         profile: of the first night's rows; None later.
         drift: of a later night's new rows.
     """
 
     shards: Shards
     diff: Diff
+    contents: Mapping[str, Mapping[str, str]]
     profile: Profile | None = None
     drift: Sequence[Drift] = ()
 
@@ -68,6 +71,7 @@ def compose(config: Nightly, run: Run, number: int, parent: Snapshot | None, fou
         "policy": config.nightly.policy,
         **describe(config, run),
         "models": identities(config),
+        "contents": found.contents,
         "given": asdict(run.given),
         "shards": {
             "count": len(found.shards.used),

@@ -1,5 +1,6 @@
 """What a snapshot gives to a run, and whether the run's settings are those that the snapshot was made by."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from pipeline.artifact import read_manifest
 from pipeline.curation import Curation, GivenSnapshot
 from pipeline.embed import samples_folder
 from pipeline.given import Given, Policy, Standing, bring, standing_titles
-from pipeline.models import decide_precision, model_identity
+from pipeline.models import decide_models, model_identity
 from pipeline.record import recorded_settings
 from pipeline.snapshots import Snapshot, read_snapshot
 from pipeline.storage import Store
@@ -85,16 +86,31 @@ def check_same(snapshot: Snapshot, config: Curation) -> None:
     if found:
         raise ConfigError(
             f"a nightly config must select as that of snapshot {snapshot['id']} did, got {'; '.join(found)}: set this "
-            "back, or begin anew with another workspace (exports, resources and nightly may change at any time)"
+            "back, or begin anew with another workspace (exports, resources, deny and nightly may change at any time)"
         )
 
 
 def identities(config: Curation) -> dict[str, str]:
     """What each model of a config computes, by name: equal where embeddings are."""
-    return {
-        name: model_identity(decide_precision(settings, config.resources.gpus))
-        for name, settings in config.models.items()
-    }
+    models = decide_models(config.models, config.resources.gpus)
+    return {name: model_identity(settings) for name, settings in models.items()}
+
+
+def contents(config: Curation) -> dict[str, dict[str, str]]:
+    """What the settings of each step name and do not hold, by title: `Step.content`, where there is any."""
+    return {step.title: dict(content) for step in config.steps if (content := step.content())}
+
+
+def renewed(snapshot: Snapshot, config: Curation, now: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The titles of the steps that have something else to go by than a snapshot, and to look again (`Step.again`).
+
+    Args:
+        snapshot: the record.
+        config: of the night.
+        now: `contents` of the config.
+    """
+    before = snapshot.get("contents", {})
+    return [step.title for step in config.steps if step.again and before.get(step.title) != now.get(step.title)]
 
 
 def _differences(snapshot: Snapshot, config: Curation, titles: Collection[str]) -> Iterator[str]:
@@ -107,13 +123,32 @@ def _differences(snapshot: Snapshot, config: Curation, titles: Collection[str]) 
     if pools[0] == pools[1] and samples_folder(config.pool) != snapshot["artifacts"]["samples"]["folder"]:
         yield "a version of Winnow that reads shards in another way"
     steps = [{_title(step): step for step in settings["steps"]} for settings in (ours, theirs)]
+    renewable = {step.title for step in config.steps if step.again}
     for title in titles:
-        yield from _unlike(f"steps.{title}", *(found.get(title) for found in steps))
+        if title not in renewable:
+            yield from _unlike(f"steps.{title}", *(found.get(title) for found in steps))
+    for step in config.steps:
+        then = snapshot.get("contents", {}).get(step.title)
+        if then and step.title in titles and step.title not in renewable:
+            now = step.content()
+            changed = sorted(name for name in now.keys() & then.keys() if now[name] != then[name])
+            yield from (f"steps.{step.title}.{name}: another content than it had then" for name in changed)
     used = {model for step in config.steps if step.title in titles for model, _ in step.embeddings()}
-    now = identities(config)
+    models = identities(config)
     for name in sorted(used & snapshot["models"].keys()):
-        if now[name] != snapshot["models"][name]:
-            yield f"models.{name}: another model, other weights or another precision"
+        if models[name] != snapshot["models"][name]:
+            yield _unlike_model(name, json.loads(models[name]), json.loads(snapshot["models"][name]))
+
+
+def _unlike_model(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """How two identities of a model differ."""
+    before = theirs.get("precision")
+    if before is None or {**ours, "precision": before} != theirs:
+        return f"models.{name}: another model or other weights"
+    return (
+        f"models.{name}.precision: {ours.get('precision')}, not {before} (what auto stands for depends on "
+        f"resources.gpus and on the machine that starts the night: set models.{name}.precision to {before})"
+    )
 
 
 def _unlike(path: str, ours: Any, theirs: Any) -> Iterator[str]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from pipeline.given import second_looks
 from pipeline.report.examples import Wanted, find_examples, rows_by_shard
 from pipeline.report.history import Night, find_nights, history_sections
 from pipeline.report.measured import measured, measured_sections
@@ -40,6 +41,7 @@ def write_report(
     Returns:
         whether anything was written.
     """
+    steps = [*steps, *(step for step in second_looks(steps) if step.title in run.artifacts)]
     nights = find_nights(run.store, snapshot)
     address = report_digest(run, steps, nights)
     if find_digest(run, name) == address:

@@ -25,7 +25,7 @@ class Night:
 
     Attributes:
         id, parent, policy: its own.
-        is_current: whether the next night goes on from it.
+        is_shown: whether the report is of it.
         shards: new ones.
         seen, kept: samples of the whole pool.
         added, removed: of the kept ones.
@@ -35,7 +35,7 @@ class Night:
     id: int
     parent: int | None
     policy: str
-    is_current: bool
+    is_shown: bool
     shards: int
     seen: int
     kept: int
@@ -44,28 +44,28 @@ class Night:
     drift: Mapping[str, tuple[float, str]]
 
 
-def find_nights(store: Store, current: Snapshot | None = None) -> list[Night]:
+def find_nights(store: Store, shown: Snapshot | None = None) -> list[Night]:
     """The nights of a workspace, the first one first; none where it is no nightly one.
 
     Args:
         store: the workspace.
-        current: the snapshot that is current, or about to be; it need not be published yet.
+        shown: the snapshot that the report is of; it need not be published yet. Default: the current one.
     """
     history = read_history(store)
     snapshots = [read_snapshot(store, number) for number in history.ids]
-    if current and current["id"] not in history.ids:
-        snapshots.append(current)
-    shown = current["id"] if current else history.current
-    return [_night(snapshot, shown) for snapshot in snapshots]
+    if shown and shown["id"] not in history.ids:
+        snapshots.append(shown)
+    number = shown["id"] if shown else history.current
+    return [_night(snapshot, number) for snapshot in snapshots]
 
 
 def history_sections(nights: Sequence[Night]) -> list[Section]:
     """The section; none where there are no nights."""
     if not nights:
         return []
-    current = next((night.id for night in nights if night.is_current), nights[-1].id)
+    shown = next((night.id for night in nights if night.is_shown), nights[-1].id)
     intro = (
-        f"Each night that found something new left a snapshot; this report is of snapshot {current}. New samples are "
+        f"Each night that found something new left a snapshot; this report is of snapshot {shown}. New samples are "
         "compared with those of the first night, on which thresholds and clusters were fitted: ! is above the "
         "threshold that warns, and above what chance explains, !! above the one that stops."
     )
@@ -77,7 +77,7 @@ def history_sections(nights: Sequence[Night]) -> list[Section]:
     return [Section("history", "History", intro, tuple(blocks))]
 
 
-def _night(snapshot: Snapshot, current: int | None) -> Night:
+def _night(snapshot: Snapshot, shown: int | None) -> Night:
     drift: dict[str, tuple[float, str]] = {}
     for found in snapshot["drift"]:
         worst = max(drift.get(found["measure"], (-1.0, "")), (found["value"], found["mark"]), key=_severity)
@@ -86,7 +86,7 @@ def _night(snapshot: Snapshot, current: int | None) -> Night:
         id=snapshot["id"],
         parent=snapshot["parent"],
         policy=snapshot["policy"],
-        is_current=snapshot["id"] == current,
+        is_shown=snapshot["id"] == shown,
         shards=len(snapshot["shards"]["new"]),
         seen=snapshot["counts"]["seen"],
         kept=snapshot["counts"]["kept"],
@@ -102,7 +102,7 @@ def _severity(found: tuple[float, str]) -> tuple[int, float]:
 
 def _table(nights: Sequence[Night]) -> Table:
     columns = (
-        Column("snapshot", help="its id; the current one is marked"),
+        Column("snapshot", help="its id; the one that this report is of is marked"),
         Column("policy", numeric=False, help="and the snapshot that the night went on from, where it is not the last"),
         Column("shards", help="new ones"),
         Column("seen", help="samples of the whole pool"),
@@ -119,7 +119,7 @@ def _row(night: Night) -> tuple[Cell, ...]:
     policy = f"{night.policy}, after {night.parent}" if went_back else night.policy
     counts = (night.shards, night.seen, night.added, night.removed, night.kept)
     return (
-        Cell(f"{night.id} (current)" if night.is_current else str(night.id), night.id),
+        Cell(f"{night.id} (this report)" if night.is_shown else str(night.id), night.id),
         Cell(policy, policy),
         *(Cell(number(count), count) for count in counts),
         *(_drift_cell(night.drift.get(measure)) for measure in _MEASURES),

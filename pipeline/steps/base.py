@@ -92,6 +92,18 @@ class Step(BaseModel):
             UserError: they are not what the step can use.
         """
 
+    @property
+    def again(self) -> "Step | None":
+        """The step that a night ends with besides, where what this one goes by may change from night to night.
+
+        Its own verdicts stand then (`pipeline.given`), so that no step after it is given other rows.
+        """
+        return None
+
+    def content(self) -> Mapping[str, str]:
+        """What the settings name and do not hold, as it is now: setting -> digest, where no run is needed to know."""
+        return {}
+
     def check_nightly(self) -> None:
         """Checks, before any work, whether the step can be applied night by night (`pipeline.given`).
 

@@ -5,14 +5,20 @@ A list is a text file with one entry a line (blank lines and lines starting with
 DataComp subset (`.npy`, dtype `u8,u8`). An image is named by the `image_hash` of `samples` (32 hexadecimal digits) or
 by its SHA-256 (64), which is looked up in the metadata field `sha256`. A URL is compared with the field `url`.
 Hexadecimal digits match in any case; a line that can match nothing is an error, since a list protects somebody.
+
+Night by night (`pipeline.given`), lists take effect the next night, whether or not there are new shards, and change no
+other verdict. A row that was judged keeps its verdict here; the last step of a night, `<title>.again`, drops what the
+lists name by now of all that is kept. What a denied row was before stays as it was: its duplicates stay dropped, and
+its place in a quota is not filled. A row that comes off a list comes back only where it was kept before it was listed.
 """
 
 import functools
 import io
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +31,7 @@ from pipeline.integrity import read_sealed, sealed
 from pipeline.paths import Storage, resolve
 from pipeline.remote import read_whole
 from pipeline.run import Read, Run, Verdicts
-from pipeline.steps.base import Step
+from pipeline.steps.base import Stands, Step
 from pipeline.storage import Store, digest
 
 _HASH = re.compile("(?:[0-9a-fA-F]{32}){1,2}")
@@ -41,6 +47,8 @@ class Deny(Step):
         storage: options for fsspec to open the lists. Default: those of a workspace in the same kind of store.
     """
 
+    stands: ClassVar[Stands] = "always"
+
     step: Literal["deny"]
     uids: str | None = None
     urls: str | None = None
@@ -53,10 +61,19 @@ class Deny(Step):
             raise ValueError("needs at least one of uids, urls and image_hashes")
         return self
 
+    @property
+    def again(self) -> "Deny | None":
+        """The same lists, as they are by then, applied to all that is kept."""
+        return DenyAgain.model_construct(**{**dict(self), "name": f"{self.title}.again"})
+
+    def content(self) -> Mapping[str, str]:
+        """All entries of all lists."""
+        return {"lists": digest(read_lists(self).record())}
+
     def identity(self, run: Run) -> dict[str, Any]:
         """Covers what is denied and not where the lists lie, so that a longer list is a new step."""
         identity = super().identity(run)
-        entries = {"denied": digest(read_lists(self).record())}
+        entries = {"denied": self.content()["lists"]}
         return {key: value for key, value in identity.items() if key not in Lists._fields} | entries
 
     def resolved(self) -> Self:
@@ -70,12 +87,25 @@ class Deny(Step):
     def run(self, run: Run) -> Artifact:
         """Finds or makes the verdicts."""
         columns = {name: name for name in ("uid", "image_hash", "metadata")}
-        plan = run.plan(self.title, self.identity(run), [Read(run.samples, columns)])
+        # Only a step whose address covers all inputs whole is asked whether verdicts stand.
+        stands = run.given is not None and self.stands == "always"
+        plan = run.plan(self.title, self.identity(run), [Read(run.samples, columns)], reduces=stands)
         if published := plan.published:
             return published
         path = f"{plan.folder}/lists.json"
         publish_beside(run.store, path, sealed(read_lists(self).record()))
         return plan.map_verdicts(partial(_judge_by, run.store, path), info={"lists": path})
+
+
+class DenyAgain(Deny):
+    """What a night ends with: no verdict of it stands, so that all that is kept is judged by the lists of the day."""
+
+    stands: ClassVar[Stands] = "never"
+
+    @property
+    def again(self) -> None:
+        """Nothing comes after it."""
+        return None
 
 
 class Lists(NamedTuple):

@@ -41,7 +41,7 @@ from pipeline.steps.diversity import DIVERSITY_VERSION, DiversitySettings, measu
 from pipeline.steps.groups import best_of_each, group_ids, group_names, read_cutoffs
 from pipeline.steps.thresholds import Best, ThresholdFile, estimate
 from pipeline.steps.values import SAMPLE_COLUMNS, Ranking, Values, draws, numbers, read_values
-from pipeline.storage import Store, to_json
+from pipeline.storage import Store, digest, to_json
 
 
 class Filter(Step):
@@ -130,6 +130,10 @@ class Filter(Step):
         """Looks whether the stored threshold is one of the same model's scores. Raises InputError."""
         if self.threshold and self.score is not None and (source := scored_by(self.score)) is not None:
             self._check_source(self.threshold, source)
+
+    def content(self) -> Mapping[str, str]:
+        """The value of a stored threshold."""
+        return {"threshold": digest(self.threshold.stored.value)} if self.threshold else {}
 
     def check_nightly(self) -> None:
         """Refuses what needs more than a threshold that is fixed on the first night."""

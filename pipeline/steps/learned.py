@@ -85,6 +85,10 @@ class Learned(Step):
         trusted = self.trusted and tuple(map(resolve_source, self.trusted))
         return resolve(self.model_copy(update={"trusted": trusted}), ("trained",))
 
+    def content(self) -> Mapping[str, str]:
+        """The file of a filter that was trained before."""
+        return {} if self.trained is None else {"trained": self._before.digest}
+
     def check(self) -> None:
         """Looks at the trusted set, or reads the trained filter, before any work. Raises UserError."""
         if self.trusted is None:

@@ -64,6 +64,10 @@ class Python(Step):
         """Imports the function before any work. Raises ConfigError where that fails."""
         load_function(self.function)
 
+    def content(self) -> Mapping[str, str]:
+        """The source of the function's module."""
+        return {"function": digest(_source(self.function))}
+
     def identity(self, run: Run) -> dict[str, Any]:
         """Covers the source of the function's module, so that an edited function is a new step."""
         return super().identity(run) | {"source": hashlib.sha256(_source(self.function).encode()).hexdigest()}

@@ -8,7 +8,7 @@ from operators.errors import ConfigError, DamagedError
 from pipeline.artifact import Artifact, publish_manifest, publish_part, read_columns
 from pipeline.curation import Curation
 from pipeline.duplicates.layout import meeting_new
-from pipeline.given import Given, bring, standing_titles
+from pipeline.given import Given, bring, check_order, second_looks, standing_titles
 from pipeline.parts import Part
 from pipeline.quarantine import quarantine
 from pipeline.standing import copy_part, take_over, without_lost
@@ -152,3 +152,20 @@ def test_only_clusters_that_meet_new_rows_are_compared():
     searched_K, meeting_P2 = meeting_new(np.zeros(6, np.int64), pairs_P2)
     assert not searched_K.any()
     assert meeting_P2.shape == (0, 2)
+
+
+def test_a_draw_before_verdicts_that_stand():
+    draw, dedup = {"step": "prune", "method": "random", "keep": 3}, {"step": "exact_dedup"}
+    deny = {"step": "deny", "uids": "list.txt"}
+    for steps in ([dedup, draw, deny], [dedup]):
+        check_order(config(*steps).steps, "rebalance")
+    check_order(config(draw, dedup).steps, "append")
+    with pytest.raises(ConfigError, match="exact_dedup must come before prune where quotas are drawn anew"):
+        check_order(config(draw, dedup).steps, "rebalance")
+
+
+def test_lists_are_looked_at_again_in_the_end():
+    steps = config({"step": "deny", "name": "out", "uids": "list.txt"}, {"step": "exact_dedup"}).steps
+    (again,) = second_looks(steps)
+    assert (again.title, again.stands, again.uids, again.again) == ("out.again", "never", "list.txt", None)
+    assert standing_titles(steps, "rebalance") == ["unique_uid", "out", "exact_dedup"]

@@ -70,3 +70,10 @@ def test_a_shard_that_came_or_went_is_noticed(tmp_path, record, change):
         (tmp_path / "a.tar").unlink()
     with pytest.raises(WorkspaceError, match=rf"the first of them {'aa' if change == 'add' else 'a'}\.tar: run"):
         open_run(store, workers=1, progress=Progress())
+
+
+def test_a_run_that_is_opened_embeds_in_a_decided_precision(record):
+    models = {"tiny": {"library": "timm", "name": "vit_tiny_patch16_224", "weights": "random"}}
+    config = Curation.model_validate(record().model_dump() | {"models": models, "resources": {"gpus": 1}})
+    run, _ = open_run(config.store, workers=1, progress=Progress(), config=config)
+    assert run.models["tiny"].precision == "bfloat16"

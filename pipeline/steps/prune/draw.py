@@ -43,8 +43,8 @@ class RandomPrune(Prune):
             return plan.publish(())
         stood = [part.counts for part in plan.standing.values()]
         num_new = run.num_entering - sum(counts["in"] for counts in stood)
-        share = min(max(keep - sum(counts["kept"] for counts in stood), 0), num_new)
-        cutoffs = plan_cutoffs(plan.new, keys, np.array([share], dtype=np.int64))
+        num_drawn = min(max(keep - sum(counts["kept"] for counts in stood), 0), num_new)
+        cutoffs = plan_cutoffs(plan.new, keys, np.array([num_drawn], dtype=np.int64))
         return plan.map_verdicts(partial(judge, keys, cutoffs))
 
 

@@ -65,11 +65,14 @@ class Nights:
 
 
 def settings(folder: Path, pool: Path, **changed) -> dict:
+    denied = folder / "denied.txt"
+    if not denied.exists():
+        denied.write_text("# nobody yet\n")
     base = {
         "pool": {"format": "webdataset", "path": f"{pool}/*.tar"},
         "workspace": f"{folder}/work",
         "models": {"raw": {"library": "pixels", "size": 8}},
-        "steps": STEPS,
+        "steps": [{"step": "deny", "uids": str(denied)}, *STEPS],
         "export": [{"format": "uids", "path": f"{folder}/kept.npy"}],
         "resources": {"workers": 2},
     }
@@ -185,7 +188,7 @@ def test_snapshots_tell_what_changed(nights):
     assert {drift["measure"] for drift in nights.done[-1].snapshot["drift"]} == {
         *("reject_rate", "score", "cluster_shares", "pressure")
     }
-    assert b"7 (current)" in store.read("report.html")
+    assert b"7 (this report)" in store.read("report.html")
 
 
 def test_a_night_with_nothing_new_writes_nothing(nights, capsys):
@@ -215,8 +218,8 @@ def test_a_second_run_in_parallel_stops(nights):
 
 
 def test_other_settings_are_refused(nights):
-    steps = [*STEPS[:-1], STEPS[-1] | {"keep_fraction": 0.5}]
-    config = Nightly.model_validate(settings(nights.folder, nights.folder / "pool", steps=steps))
+    same = settings(nights.folder, nights.folder / "pool")
+    config = Nightly.model_validate(same | {"steps": [*same["steps"][:-1], STEPS[-1] | {"keep_fraction": 0.5}]})
     with pytest.raises(
         ConfigError, match=r"as that of snapshot 7 did, got steps\.prune\.keep_fraction: 0\.5, not 0\.6: "
     ):
@@ -252,7 +255,7 @@ def test_an_earlier_snapshot_is_gone_back_to(nights, copied, tmp_path):
     night = roll_back(config, 3)
     assert not night.is_new
     assert night.summary is not None
-    assert [step.name for step in night.summary.steps][:3] == ["samples", "unique_uid", "length"]
+    assert [step.name for step in night.summary.steps][:4] == ["samples", "unique_uid", "deny", "length"]
     assert fates(config.store) == nights.ledgers[2]
     assert read_history(config.store).current == 3
     assert config.store.read_json("run.json")["snapshot"] == 3
@@ -281,7 +284,7 @@ def test_earlier_snapshots_are_read_as_they_were(nights, tmp_path, capsys):
     assert f"{old} {verdict}" + (f" by {step}" if step else "") in capsys.readouterr().out
     assert main(["why", work, new, "--snapshot", "2"]) == 2
     assert main(["report", work, "--snapshot", "2"]) == 0
-    assert b"2 (current)" in (nights.folder / "work/snapshots/0002.html").read_bytes()
+    assert b"2 (this report)" in (nights.folder / "work/snapshots/0002.html").read_bytes()
     assert main(["rejects", work, "--snapshot", "9"]) == 2
 
 
@@ -314,6 +317,26 @@ def test_changed_and_vanished_shards(nights, copied):
     night = run_night(job(copied, pool, changed="as_new"))
     assert night.snapshot["shards"]["new"] == ["00003.tar"]
     assert len(fates(store)) == (NIGHTS) * ROWS
+
+
+def test_who_opts_out_is_gone_the_next_night_and_nothing_else_changes(nights, copied):
+    before = nights.ledgers[-1]
+    shard_of = {row["uid"]: row["shard"] for row in nights.truth}
+    originals = {row["duplicate_of"] for row in nights.truth if before[row["uid"]][1] == "exact_dedup"}
+    out = [min(kept(before) & originals), min(uid for uid in kept(before) if shard_of[uid] == "00006.tar")]
+    config = job(copied, copied / "pool")
+    (copied / "denied.txt").write_text("\n".join(out))
+    night = run_night(config)
+    assert (night.is_new, night.snapshot["shards"]["new"], night.snapshot["diff"]["removed"]) == (True, [], len(out))
+    assert fates(config.store) == before | dict.fromkeys(out, ("dropped", "deny.again", "denied_uid"))
+    assert b"deny.again" in config.store.read("report.html")
+    assert not run_night(config).is_new
+
+    os.link(nights.folder / "source/pool" / NEXT, copied / "pool" / NEXT)
+    (copied / "denied.txt").write_text(out[0])
+    run_night(config)
+    assert (before | {out[0]: ("dropped", "deny.again", "denied_uid")}).items() < fates(config.store).items()
+    assert verify(config.store, workers=2, progress=Progress()).damage == []
 
 
 def test_drift_stops_a_night_before_anything_shows(nights, copied):
@@ -350,6 +373,8 @@ def test_a_killed_night_ends_with_the_same_snapshot(nights, copied, monkeypatch,
     assert read_history(config.store).current == 7
     assert run_night(config).is_new
     rerun = snapshot.read_bytes()
+    rows_new = config.store.read_json("snapshots/0008.night.json")["rows_new"]
+    assert (rows_new["samples"], rows_new["length"]) == (ROWS, ROWS)  # the attempt that was killed had made them
     shutil.rmtree(copied / "work")
     (copied / "kept.npy").unlink()
     shutil.copytree(nights.folder / "work", copied / "work")

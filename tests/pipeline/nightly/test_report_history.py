@@ -40,7 +40,7 @@ def test_a_night_that_is_about_to_be_published_is_shown(store):
     pending = find_nights(store, snapshot(2, 0.4, "warn"))
     publish_snapshot(store, snapshot(2, 0.4, "warn"))
     assert pending == find_nights(store)
-    assert [(night.id, night.is_current) for night in pending] == [(1, False), (2, True)]
+    assert [(night.id, night.is_shown) for night in pending] == [(1, False), (2, True)]
     assert pending[1].drift["score"] == (0.4, "warn")
 
 
@@ -52,11 +52,13 @@ def test_the_section(store):
     table, *charts = section.blocks
     assert isinstance(table, Table)
     assert [cell.text for cell in table.rows[1]] == [
-        *("3 (current)", "append", "2", "3,000", "400", "0", "1,200", "-", "15.0\N{NO-BREAK SPACE}% !", "-"),
+        *("3 (this report)", "append", "2", "3,000", "400", "0", "1,200", "-", "15.0\N{NO-BREAK SPACE}% !", "-"),
         "1.2\N{NO-BREAK SPACE}%",
     ]
     assert [chart.title for chart in charts if isinstance(chart, Chart)] == [
         *("Samples", "Drift: scores", "Drift: far rows")
     ]
+    # That of an earlier snapshot says which one it is of.
+    assert [night.id for night in find_nights(store, snapshot(2)) if night.is_shown] == [2]
     page = render(Report("t", "w", "d", (), (), (section,)))
     assert b"snapshot 4: 20.0" in page

@@ -6,7 +6,7 @@ from operators.errors import ConfigError, WorkspaceError
 from pipeline.artifact import Artifact, publish_manifest
 from pipeline.curation import Curation
 from pipeline.embed import samples_folder
-from pipeline.nightly.state import check_given, check_same, identities, read_state
+from pipeline.nightly.state import check_given, check_same, contents, identities, read_state, renewed
 from pipeline.parts import Part
 from pipeline.record import recorded_settings
 from pipeline.snapshots import publish_snapshot
@@ -75,6 +75,43 @@ def test_what_differs_is_named(snapshot, tmp_path, changed, found):
         check_same(snapshot, curation(tmp_path, **changed))
     assert f"as that of snapshot 3 did, got {found}" in str(refused.value)
     assert "begin anew with another workspace" in str(refused.value)
+
+
+def test_lists_may_change_and_move_and_are_then_looked_at_again(snapshot, tmp_path):
+    def denying(name):
+        return curation(tmp_path, steps=[{"step": "deny", "uids": f"{tmp_path}/{name}"}, *STEPS])
+
+    (tmp_path / "a.txt").write_text("ab" * 16)
+    (tmp_path / "b.txt").write_text("# the same\n" + "AB" * 16)
+    before, moved = denying("a.txt"), denying("b.txt")
+    record = {**snapshot, "config": recorded_settings(before), "contents": contents(before)}
+    check_same(record, moved)
+    assert renewed(record, moved, contents(moved)) == []
+    (tmp_path / "b.txt").write_text("cd" * 16)
+    check_same(record, moved)
+    assert renewed(record, moved, contents(moved)) == ["deny"]
+
+
+def test_what_else_is_named_must_hold_what_it_held(snapshot, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "named_by_a_night.py").write_text("def sound(table): return [True] * len(table)\n")
+    python = {"step": "python", "name": "own", "function": "named_by_a_night:sound"}
+    config = curation(tmp_path, steps=[python, *STEPS])
+    record = {**snapshot, "config": recorded_settings(config), "contents": contents(config)}
+    check_same(record, config)
+    monkeypatch.setattr("pipeline.steps.python._source", lambda function: "def sound(table): ...")
+    with pytest.raises(ConfigError, match=r"got steps\.own\.function: another content than it had then: set this back"):
+        check_same(record, config)
+
+
+def test_another_precision_is_said_to_be_one(snapshot, tmp_path):
+    models = {"raw": {"library": "timm", "name": "vit_tiny_patch16_224", "weights": "random"}}
+    record = {**snapshot, "models": identities(curation(tmp_path, models=models, resources={"gpus": 0}))}
+    check_same(record, curation(tmp_path, models=models, resources={"gpus": 0, "workers": 3}))
+    with pytest.raises(
+        ConfigError, match=r"got models\.raw\.precision: bfloat16, not float32 .*precision to float32\)"
+    ):
+        check_same(record, curation(tmp_path, models=models, resources={"gpus": 8}))
 
 
 def test_the_policy_decides_what_stands(snapshot, tmp_path):
