@@ -11,11 +11,12 @@ new shards alone, as their parts are the only ones that are not there. What comp
 What cannot be done so is refused before any work by `Step.check_nightly` and `check_order`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from operators.errors import ConfigError
+from operators.errors import ConfigError, WorkspaceError
 from pipeline.artifact import Artifact, publish_beside
 from pipeline.storage import Store
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Policy = Literal["append", "rebalance"]
 """What happens to the quotas of `prune`: `append` never takes back an earlier verdict and fills the quotas up with new
 rows as far as it can; `rebalance` draws everything anew."""
+
+_FIT_OF_A_NIGHT = re.compile(r"fit-[0-9a-f]{16}\.npz")
 
 
 @dataclass
@@ -90,8 +93,27 @@ def second_looks(steps: Sequence["Step"]) -> list["Step"]:
 
 
 def bring(given: Given, source: Store, target: Store) -> Given:
-    """The same in another workspace, where the files that it names are then as well."""
+    """The same in another workspace, where the files that it names are then as well.
+
+    Raises:
+        WorkspaceError: one of them is not in its own any more.
+    """
     if source.url != target.url:
-        for path in (*given.fits.values(), *given.filters.values()):
-            publish_beside(target, path, source.read(path))
+        kept = {path: kept_fit(source, path) for path in given.fits.values()}
+        for path, place in (kept | {path: path for path in given.filters.values()}).items():
+            try:
+                data = source.read(place)
+            except FileNotFoundError as error:
+                rule = f"{source.url} must have the fits and filters of the snapshot that is given"
+                raise WorkspaceError(
+                    f"{rule}, got no {path}: give another snapshot, or fit anew without one"
+                ) from error
+            publish_beside(target, path, data)
     return Given(dict(given.thresholds), dict(given.fits), dict(given.filters))
+
+
+def kept_fit(store: Store, path: str) -> str:
+    """The path of the first night's fit; where that was lost, of another night's, which has the same centroids."""
+    folder = path.rpartition("/")[0]
+    others = [] if store.exists(path) else [name for name in store.names(folder) if _FIT_OF_A_NIGHT.fullmatch(name)]
+    return f"{folder}/{others[0]}" if others else path

@@ -13,6 +13,7 @@ then what was made from them has the addresses it had, and is found. Where the b
 rows has an address that no run has seen (it covers its inputs' checksums), so it is done again. A step that goes shard
 by shard keeps its sound part: it was made from the sound bytes that were there before. A part of verdicts that stand
 (`pipeline.given`) cannot be made again: its shard is judged anew, among what still stands.
+Manifests of earlier nights are not written again: `pipeline.manifests` reads and moves back what it can.
 
 A run does all this by itself (`rebuilding`): whatever reads a damaged file raises `DamagedError`, the artifact that the
 file belongs to is looked through, what is damaged of it is moved away, and the run starts over from what is there.

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from operators.errors import WorkspaceError
-from pipeline.artifact import Artifact, read_manifest
+from pipeline.artifact import Artifact
 from pipeline.config.loader import canonical
 from pipeline.curation import Curation
 from pipeline.embed import samples_id, shards_read
 from pipeline.integrity import read_sealed, sealed
 from pipeline.listing import list_shards
+from pipeline.manifests import read_recorded
 from pipeline.models import decide_models
 from pipeline.pool import names_password
 from pipeline.progress import Progress
@@ -95,8 +96,9 @@ def open_run(
         the run with all its artifacts, and its config.
 
     Raises:
-        WorkspaceError: no run has finished here, or the pool's shards are no longer those it read, name by name and
-            byte by byte as far as size and time of modification tell. The pool of a snapshot may have others besides.
+        WorkspaceError: no run has finished here, or a manifest of it is lost, or the pool's shards are no longer those
+            it read, name by name and byte by byte as far as size and time of modification tell. The pool of a snapshot
+            may have others besides.
     """
     record = read_record(store, snapshot)
     config = config or Curation.model_validate(record["config"])
@@ -118,7 +120,7 @@ def open_run(
     artifacts = read_artifacts(store, record)
     run.artifacts |= {name: artifacts[name] for name in _in_order(config, record)}
     for title, place in record["clusters"].items():
-        run.add_clusters(title, read_manifest(store, place["folder"], place["manifest"]))
+        run.add_clusters(title, read_recorded(store, place))
     there = {shard.name: samples_id(config.pool, shard) for shard in shards}
     read = shards_read(run.samples, there)
     # The pool of a nightly curation grows by day, and may hold shards that a night has left out.
@@ -139,10 +141,8 @@ def open_run(
 
 
 def read_artifacts(store: Store, record: Mapping[str, Any]) -> dict[str, Artifact]:
-    """The artifacts of a record by name, but for clusterings. Raises DamagedError."""
-    return {
-        name: read_manifest(store, place["folder"], place["manifest"]) for name, place in record["artifacts"].items()
-    }
+    """The artifacts of a record by name, but for clusterings. Raises as `pipeline.manifests.read_recorded`."""
+    return {name: read_recorded(store, place) for name, place in record["artifacts"].items()}
 
 
 def _in_order(config: Curation, record: Mapping[str, Any]) -> list[str]:

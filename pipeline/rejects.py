@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from operators.errors import InputError
 from operators.rejects import Reason
-from pipeline.artifact import Artifact, read_columns, read_manifest
+from pipeline.artifact import Artifact, read_columns
+from pipeline.manifests import read_recorded
 from pipeline.pool import IMAGE_EXTENSIONS, Pool, Shard, suggest
 from pipeline.readers import read_shard
 from pipeline.readers.sample import RawSample
@@ -60,11 +61,10 @@ def count_rejects(store: Store, snapshot: int | None = None) -> Counter[tuple[st
     """How many samples of the latest run, or of a snapshot, were rejected, by (reason, shard); from manifests alone.
 
     Raises:
-        WorkspaceError: no run has finished here, or there is no such snapshot.
+        WorkspaceError: no run has finished here, or there is no such snapshot, or its manifest is lost.
     """
     record = read_record(store, snapshot)
-    place = record["artifacts"][record["verdicts"][0]]
-    return _count(read_manifest(store, place["folder"], place["manifest"]))
+    return _count(read_recorded(store, record["artifacts"][record["verdicts"][0]]))
 
 
 def check_reason(reason: str | None) -> str | None:

@@ -14,8 +14,13 @@ from pipeline.storage import Store
 
 def without_lost(store: Store, earlier: Artifact) -> Artifact:
     """An artifact without those of its parts that are no longer in its workspace: they stand no more."""
-    there = {path for folder in sorted(set(map(_folder, earlier.column("path")))) for path in store.find(folder)}
-    parts = [part for part in earlier.parts if {part.path, f"{_home(part.path)}/part.json"} <= there]
+    listed = {path for folder in sorted(set(map(_folder, earlier.column("path")))) for path in store.find(folder)}
+
+    def is_there(path: str) -> bool:
+        # A listing may be old, and verdicts may not fall for that: what is not in it is asked for by name.
+        return path in listed or store.exists(path)
+
+    parts = [part for part in earlier.parts if is_there(part.path) and is_there(f"{_home(part.path)}/part.json")]
     return earlier if len(parts) == len(earlier.parts) else replace(earlier, parts=parts)
 
 

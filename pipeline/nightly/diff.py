@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from operators.errors import DamagedError
 from pipeline.artifact import Artifact, parquet_bytes, publish_beside
 from pipeline.ledger_writer import ShardVerdicts, ledger_address, ledger_rows, shard_verdicts
 from pipeline.progress import Progress
@@ -155,8 +156,8 @@ def _write(store: Store, item: tuple[str, Sequence[Pair]]) -> tuple[File | None,
     path, pairs = item
     tables = []
     for pair in pairs:
-        before, after = (unit and ledger_rows(store, 1, 1, unit) for unit in (pair.before, pair.after))
-        tables.append(compare_rows(before, after, pair.gone))
+        after = ledger_rows(store, 1, 1, pair.after) if pair.after else None
+        tables.append(compare_rows(_earlier_rows(store, pair.before), after, pair.gone))
     table = pa.concat_tables(tables)
     if not table.num_rows:
         return None, len(pairs)
@@ -165,6 +166,20 @@ def _write(store: Store, item: tuple[str, Sequence[Pair]]) -> tuple[File | None,
     added = table["change"].to_pylist().count("added")
     sha256 = hashlib.sha256(data).hexdigest()
     return File(path, added, table.num_rows - added, len(data), sha256), len(pairs)
+
+
+def _earlier_rows(store: Store, unit: ShardVerdicts | None) -> pa.Table | None:
+    """The rows of a shard's earlier ledger; None where a part of it was lost, and its shard is judged anew as all new.
+
+    Raises:
+        DamagedError: a part is there and is not what was written.
+    """
+    try:
+        return ledger_rows(store, 1, 1, unit) if unit else None
+    except DamagedError:
+        if unit is None or all(store.exists(path) for path in (unit.samples, *(path for _, path in unit.verdicts))):
+            raise
+        return None
 
 
 def _kept(table: pa.Table | None) -> list[Row]:

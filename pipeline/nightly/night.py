@@ -8,6 +8,7 @@ In this order, so that a night that is killed anywhere, and run again, ends with
 4. the snapshot, which commits the night, and `current.json`
 """
 
+import copy
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from pipeline.given import Given, Standing, check_order
 from pipeline.integrity import read_sealed
 from pipeline.ledger import find_ledger
 from pipeline.listing import list_shards
+from pipeline.manifests import bring_back, has_recorded
 from pipeline.nightly.diff import Side, write_diff
 from pipeline.nightly.profile import from_record, measure, profile
 from pipeline.nightly.settings import Nightly, NightlySettings
@@ -121,6 +123,7 @@ def run_night(config: Nightly, address: str | None = None) -> Night:
     """
     config = config.resolved()
     with core_unheard(), open_progress() as display, working(config.store, "nightly", display) as progress:
+        bring_back(config.store)
         tonight = plan_night(config)
         if tonight.parent and not tonight.is_due:
             return _look_again(config, tonight.history, tonight.parent, address, progress)
@@ -131,7 +134,9 @@ def run_night(config: Nightly, address: str | None = None) -> Night:
         with engine(config.resources, address) as workers:
             check_shared(config.store)
             work = partial(_night, config, tonight, state, workers=workers, progress=progress)
-            return rebuilding(config.store, progress, workers, work)
+            night = rebuilding(config.store, progress, workers, work)
+        bring_back(config.store)
+        return night
 
 
 def roll_back(config: Nightly, number: int, address: str | None = None) -> Night:
@@ -144,6 +149,7 @@ def roll_back(config: Nightly, number: int, address: str | None = None) -> Night
     """
     config = config.resolved()
     with core_unheard(), open_progress() as display, working(config.store, "nightly", display) as progress:
+        bring_back(config.store)
         snapshot = read_snapshot(config.store, number)
         check_same(snapshot, config)
         summary = _show(config, snapshot, address, progress)
@@ -167,13 +173,16 @@ def plan_night(config: Nightly) -> Tonight:
     found = compare_shards(config.pool, shards, known, config.nightly, parent["shards"]["left_out"])
     other = renewed(parent, config, now)
     redrawn = config.nightly.policy == "rebalance" and parent["policy"] != "rebalance"
-    return Tonight(history, parent, found, found.differ or bool(other) or redrawn, now, other)
+    # What was damaged and moved away is made again by the next night, whatever is new.
+    is_due = found.differ or bool(other) or redrawn or not has_recorded(store, parent)
+    return Tonight(history, parent, found, is_due, now, other)
 
 
 def _night(config: Nightly, tonight: Tonight, state: _State, *, workers: int, progress: Progress) -> Night:
     parent, number = tonight.parent, tonight.history.next
     started, clock = time.time(), time.monotonic()
-    given, standing = state.given, state.standing
+    # A copy: what the run adds to it would be taken as given when the work starts over without it.
+    given, standing = copy.deepcopy(state.given), state.standing
     run = start_run(config, tonight.shards.used, workers=workers, progress=progress, given=given, standing=standing)
     complete(config, run)
     snapshot = compose(config, run, number, parent, _find(config, run, tonight, state.side))

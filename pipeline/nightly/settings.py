@@ -7,8 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config.problems import KeyProblem
 from pipeline.curation import Curation
-
-Policy = Literal["append", "rebalance"]
+from pipeline.given import Policy
 
 
 class _Strict(BaseModel):

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from operators.errors import LimitExceeded
-from pipeline.artifact import read_manifest
 from pipeline.embed import samples_id, shards_read
+from pipeline.manifests import read_recorded
 from pipeline.nightly.settings import NightlySettings
 from pipeline.pool import Pool, Shard
 from pipeline.snapshots import Snapshot
@@ -94,11 +94,10 @@ def known_shards(store: Store, snapshot: Snapshot, there: Mapping[str, str] = Ma
     """What a snapshot read: shard -> id of its part of `samples`, as `pipeline.embed.shards_read` has it.
 
     Raises:
-        DamagedError: its manifest is not what was written.
+        WorkspaceError: its manifest is not there any more.
+        DamagedError: it is not what was written.
     """
-    place = snapshot["artifacts"]["samples"]
-    samples = read_manifest(store, place["folder"], place["manifest"])
-    return shards_read(samples, there)
+    return shards_read(read_recorded(store, snapshot["artifacts"]["samples"]), there)
 
 
 def in_short(names: Sequence[str]) -> str:

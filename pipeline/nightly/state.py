@@ -4,11 +4,11 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from operators.errors import ConfigError, WorkspaceError
-from pipeline.artifact import read_manifest
+from operators.errors import ConfigError
 from pipeline.curation import Curation, GivenSnapshot
 from pipeline.embed import samples_folder
 from pipeline.given import Given, Policy, Standing, bring, standing_titles
+from pipeline.manifests import read_recorded
 from pipeline.models import decide_models, model_identity
 from pipeline.record import recorded_settings
 from pipeline.snapshots import Snapshot, read_snapshot
@@ -28,21 +28,11 @@ def read_state(store: Store, snapshot: Snapshot, config: Curation, policy: Polic
         policy: whether the verdicts of quotas stand.
 
     Raises:
-        WorkspaceError: a manifest that the snapshot names is not there any more.
+        WorkspaceError: a manifest or a file that the snapshot names is not there any more.
         DamagedError: one is not what was written.
     """
-    verdicts = {}
-    for title in standing_titles(config.steps, policy):
-        if title in snapshot["verdicts"]:
-            place = snapshot["artifacts"][title]
-            try:
-                verdicts[title] = read_manifest(store, place["folder"], place["manifest"])
-            except FileNotFoundError as error:
-                raise WorkspaceError(
-                    f"snapshot {snapshot['id']} of {store.url} must have its verdicts of {title}, got no "
-                    f"{place['manifest']}: go on from an earlier one (`winnow nightly CONFIG --rollback N`), or begin "
-                    "anew in another workspace"
-                ) from error
+    titles = [title for title in standing_titles(config.steps, policy) if title in snapshot["verdicts"]]
+    verdicts = {title: read_recorded(store, snapshot["artifacts"][title]) for title in titles}
     given = Given(**{name: dict(found) for name, found in snapshot["given"].items()})
     return bring(given, store, config.store), Standing(store, verdicts)
 

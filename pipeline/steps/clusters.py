@@ -18,7 +18,6 @@ import functools
 import hashlib
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +34,7 @@ from operators.uids import split_uids
 from pipeline.artifact import Artifact, publish_beside, read_columns
 from pipeline.clustering import KMeansFit, KMeansSettings, check_init
 from pipeline.columns import embeddings, present, scatter, uid_rows
-from pipeline.given import Given
+from pipeline.given import Given, kept_fit
 from pipeline.hierarchy import Assign, Merged, check_refinement, merged, parents, refine
 from pipeline.integrity import read_arrays
 from pipeline.iterations import UNFINISHED, Iterations
@@ -50,7 +49,6 @@ CLUSTERS_VERSION = 3
 
 _DECIDING = ("centroids_KD", "micro_KD", "concept_K", "metric", "two_level")
 """What of a fit decides about an assignment."""
-_OF_A_NIGHT = re.compile(r"fit-[0-9a-f]{16}\.npz")
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def _assign_given(run: Run, title: str, settings: KMeansSettings, reads: Sequenc
             raise NotPublished(name)
         arrays = read_arrays(run.store, _fitted(fitting, title, settings))
     else:
-        arrays = read_arrays(run.store, _kept_fit(run.store, given.fits[title]))
+        arrays = read_arrays(run.store, kept_fit(run.store, given.fits[title]))
     deciding = {name: (arrays[name].dtype.str, arrays[name].tobytes()) for name in _DECIDING if name in arrays}
     identity = {
         "kind": "clusters",
@@ -183,13 +181,6 @@ def _assign_given(run: Run, title: str, settings: KMeansSettings, reads: Sequenc
         publish_beside(run.store, path, _npz_bytes(arrays))
     plan.facts = partial(_sum_up, run, plan.folder, arrays)
     return plan.map_attributes(partial(assign_rows, run.store, path, run.threads), threads=run.threads)
-
-
-def _kept_fit(store: Store, path: str) -> str:
-    """The path of the first night's fit; where that was lost, of another night's, which has the same centroids."""
-    folder = path.rpartition("/")[0]
-    others = [] if store.exists(path) else [name for name in store.names(folder) if _OF_A_NIGHT.fullmatch(name)]
-    return f"{folder}/{others[0]}" if others else path
 
 
 def _sum_up(run: Run, folder: str, arrays: Mapping[str, NDArray[Any]], parts: Sequence[Part]) -> dict[str, Any]:

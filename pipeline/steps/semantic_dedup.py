@@ -13,7 +13,8 @@ with a row for each member of each group of two or more: `group` (the uid of its
 
 Where verdicts of an earlier run stand, the rows that it kept come first and stay; those that it dropped take part in
 mode `reference` alone. New rows are compared with these and with each other, in the clusters that hold new rows (and
-their neighbours). `removed` and `group_sizes` then add up what each run found; `groups` are those of the latest.
+their neighbours). `removed` and `group_sizes` then add up what each run found, also of shards that are gone since;
+`groups` are those of the latest.
 """
 
 import uuid

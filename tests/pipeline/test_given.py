@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from operators.errors import ConfigError, DamagedError
+from operators.errors import ConfigError, DamagedError, WorkspaceError
 from pipeline.artifact import Artifact, publish_manifest, publish_part, read_columns
 from pipeline.curation import Curation
 from pipeline.duplicates.layout import meeting_new
@@ -57,6 +57,17 @@ def test_parts_that_are_lost_stand_no_more(store):
     assert left.digest != earlier.digest
 
 
+def test_a_listing_that_is_old_lets_nothing_fall(store, monkeypatch):
+    earlier = publish(store)
+    find = Store.find
+    monkeypatch.setattr(
+        Store, "find", lambda self, name: {k: v for k, v in find(self, name).items() if IDS[1] not in k}
+    )
+    assert without_lost(store, earlier) is earlier
+    store.remove(f"dedup/{HASH}/{IDS[1]}/part.json")
+    assert list(without_lost(store, earlier).parts) == list(earlier.parts)[:1]
+
+
 def test_parts_of_another_workspace_are_copied_and_checked(store, tmp_path):
     part, other = publish(store).parts[0], Store(str(tmp_path / "other"))
     copied = copy_part(store, other, f"dedup/{OTHER}", part)
@@ -105,6 +116,17 @@ def test_files_that_are_given_come_along_into_another_workspace(store, tmp_path)
     brought.thresholds["worst"] = 0.0
     assert given.thresholds == {"best": 0.5}
     assert bring(given, store, store) == given
+
+
+def test_a_given_file_that_is_lost_at_its_source(store, tmp_path):
+    other, path, filter_ = Store(str(tmp_path / "other")), f"prune.clusters/{HASH}/given.npz", f"x.training/{HASH}/x"
+    store.replace(f"prune.clusters/{HASH}/fit-{OTHER}.npz", b"the same centroids")
+    bring(Given(fits={"prune": path}), store, other)
+    assert other.read(path) == b"the same centroids"
+    store.remove(f"prune.clusters/{HASH}")
+    for given, lost in ((Given(fits={"prune": path}), path), (Given(filters={"like": filter_}), filter_)):
+        with pytest.raises(WorkspaceError, match=rf"work must have the fits and filters .*, got no {lost}: give "):
+            bring(given, store, other)
 
 
 def test_what_stands_by_the_policy():

@@ -3,9 +3,12 @@
 import pyarrow as pa
 import pytest
 
+from operators.errors import DamagedError
 from pipeline.artifact import Artifact
-from pipeline.nightly.diff import DIFF_SCHEMA, Side, compare_rows, find_pairs
+from pipeline.ledger_writer import ShardVerdicts
+from pipeline.nightly.diff import DIFF_SCHEMA, Side, _earlier_rows, compare_rows, find_pairs
 from pipeline.parts import Part
+from pipeline.storage import Store
 
 DROPPED = ("dropped", "prune", "over_quota")
 
@@ -69,3 +72,14 @@ def test_only_shards_whose_kept_samples_differ_are_looked_at():
     assert found == [("x/b", "x/b", ""), ("x/c", None, "shard_vanished"), (None, "x/d", "")]
     assert len(find_pairs(None, after, {})) == 3
     assert before.ledger != after.ledger
+
+
+def test_a_shard_whose_earlier_verdicts_were_lost_is_as_new(tmp_path):
+    store, unit = Store(str(tmp_path)), ShardVerdicts("samples.parquet", (("prune", "prune.parquet"),))
+    for name in (unit.samples, "prune.parquet"):
+        store.replace(name, b"damaged")
+    with pytest.raises(DamagedError):
+        _earlier_rows(store, unit)
+    store.remove(unit.samples)
+    assert _earlier_rows(store, unit) is None
+    assert _earlier_rows(store, None) is None

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.main import main
 from operators.errors import ConfigError, LimitExceeded, WorkspaceError
+from pipeline.artifact import read_manifest
 from pipeline.clean.sweep import delete, find
 from pipeline.curate import run_curation
 from pipeline.curation import Curation
@@ -20,6 +21,7 @@ from pipeline.nightly.night import Night, roll_back, run_night
 from pipeline.nightly.settings import Nightly
 from pipeline.pool_plan import PoolSettings
 from pipeline.progress import Progress
+from pipeline.quarantine import quarantine
 from pipeline.snapshots import read_history, read_snapshot
 from pipeline.storage import Store
 from pipeline.verify.workspace import verify
@@ -270,6 +272,30 @@ def test_an_earlier_snapshot_is_gone_back_to(nights, copied, tmp_path):
     delete(config.store, left)
     roll_back(config, 5)
     assert fates(config.store) == nights.ledgers[4]
+
+
+@pytest.mark.parametrize("name", ["samples", "prune"])
+def test_a_part_of_the_first_night_that_was_lost_is_made_again(nights, copied, name):
+    """Of `samples` it is the same, and every snapshot whole again; a verdict is another, and the latest is whole."""
+    config = job(copied, copied / "pool")
+    place = read_snapshot(config.store, 1)["artifacts"][name]
+    lost = read_manifest(config.store, place["folder"], place["manifest"]).parts[0].path
+    moved = quarantine(config.store, lost)
+    assert len([path for path in moved if "/manifest-" in path]) == NIGHTS
+    night = run_night(config)
+    assert (night.is_new, night.snapshot["id"], night.snapshot["shards"]["new"]) == (True, 8, [])
+    assert not run_night(config).is_new
+    found = fates(config.store)
+    if name == "samples":
+        assert found == nights.ledgers[-1]
+        assert verify(config.store, workers=2, progress=Progress()).damage == []
+        roll_back(config, 3)
+        assert fates(config.store) == nights.ledgers[2]
+    else:
+        own = {row["uid"] for row in nights.truth if row["shard"] == "00000.tar"}
+        assert {uid: fate for uid, fate in found.items() if uid not in own} == {
+            uid: fate for uid, fate in nights.ledgers[-1].items() if uid not in own
+        }
 
 
 def test_earlier_snapshots_are_read_as_they_were(nights, tmp_path, capsys):
