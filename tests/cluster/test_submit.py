@@ -135,7 +135,7 @@ def test_a_job_survives_its_client_and_a_node_and_ends_as_it_does_here(cluster, 
     name = re.search(r"submitted as (winnow-curate-c-\w+)", err)[1]
     assert "local paths, which all nodes must share or have in their image: " in err
 
-    command = ("submit", "c.yaml", "--address", cluster.address, "--working-dir", "sent")
+    command = ("submit", "c.yaml", "--address", cluster.address, "--working-dir", "sent", *own)
     following = winnow(cluster.environment, *command, cwd=folder)
     while len(nodes := list(folder.glob("*.node"))) < 2:  # the step waits on every CPU of both
         assert following.poll() is None, following.communicate()
@@ -170,7 +170,7 @@ def test_exit_codes_come_back_and_what_failed_is_resumed(cluster, inputs, tmp_pa
     code, out, err = submit(cluster, folder, "--id", "night", "--set", "pool.path=/nowhere/*.tar")
     assert code == 2, out + err
     assert "winnow: " in out
-    assert err.endswith("winnow: night failed, exit code 2; the same command resumes it\n")
+    assert err.endswith("winnow: night failed, exit code 2; once that is put right, the same command goes on\n")
     code, out, err = submit(cluster, folder, "--id", "night", "--set", "pool.max_reject_fraction=0.0001")
     assert code == 3, out + err
     assert "max_reject_fraction" in out
