@@ -38,7 +38,7 @@ from pipeline.iterations import Iterations, State
 from pipeline.kmeans_keys import Loader, load_keys
 from pipeline.kmeans_worker import Setup, Worker
 from pipeline.placement import cpu_work
-from pipeline.selection import KeyHolder, find_cutoffs
+from pipeline.selection import KeyHolder, ended, find_cutoffs
 
 _SLICE_BYTES = 64 * 2**20
 _RECALL_ROWS = 4096
@@ -117,10 +117,11 @@ def _sample(loaders: Sequence[Loader], settings: KMeansSettings, seed: int) -> C
     if settings.points_per_cluster is None:
         return None
     holder = ray.remote(KeyHolder).options(num_cpus=0.25, **_RESTARTS)
-    holders = [holder.remote([partial(load_keys, loader, seed)], 1) for loader in loaders]
     wanted = settings.k * settings.points_per_cluster
-    num_rows = sum(int(summary.size_G[0]) for summary in ray.get([holder.summarise.remote() for holder in holders]))
-    return find_cutoffs(holders, np.array([wanted])) if wanted < num_rows else None
+    with ended([holder.remote([partial(load_keys, loader, seed)], 1) for loader in loaders]) as holders:
+        summaries = ray.get([holder.summarise.remote() for holder in holders])
+        num_rows = sum(int(summary.size_G[0]) for summary in summaries)
+        return find_cutoffs(holders, np.array([wanted])) if wanted < num_rows else None
 
 
 def _iterate(

@@ -4,6 +4,7 @@ Each actor holds the keys of its part of the rows (28 bytes a row, 1.5 times tha
 (64 bytes a group) and the counters of one round, however many rows there are.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial, reduce
 from typing import Any
@@ -85,9 +86,21 @@ def exact_cutoffs(loaders: Sequence[Loader], quotas_G: NDArray[np.int64], num_ac
     """
     num_actors = min(num_actors or int(ray.cluster_resources().get("CPU", 1)), len(loaders))
     remote = ray.remote(KeyHolder).options(**_ACTOR_OPTIONS)
-    actors = [remote.remote(list(loaders[i::num_actors]), quotas_G.size) for i in range(num_actors)]
+    with ended([remote.remote(list(loaders[i::num_actors]), quotas_G.size) for i in range(num_actors)]) as actors:
+        return find_cutoffs(actors, quotas_G)
 
-    return find_cutoffs(actors, quotas_G)
+
+@contextlib.contextmanager
+def ended(actors: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Ends actors with the context. Ray would once nobody refers to them, which a cycle of references may put off.
+
+    A step that needs every CPU would wait for that, and nothing that waits collects cycles.
+    """
+    try:
+        yield actors
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 def find_cutoffs(actors: Sequence[Any], quotas_G: NDArray[np.int64]) -> Cutoffs:
