@@ -118,7 +118,8 @@ def _sample(loaders: Sequence[Loader], settings: KMeansSettings, seed: int) -> C
         return None
     holder = ray.remote(KeyHolder).options(num_cpus=0.25, **_RESTARTS)
     wanted = settings.k * settings.points_per_cluster
-    with ended([holder.remote([partial(load_keys, loader, seed)], 1) for loader in loaders]) as holders:
+    held = [ray.put([partial(load_keys, loader, seed)]) for loader in loaders]  # for a restart, as in `fit`
+    with ended([holder.remote(part, 1) for part in held]) as holders:
         summaries = ray.get([holder.summarise.remote() for holder in holders])
         num_rows = sum(int(summary.size_G[0]) for summary in summaries)
         return find_cutoffs(holders, np.array([wanted])) if wanted < num_rows else None

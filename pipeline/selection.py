@@ -86,7 +86,9 @@ def exact_cutoffs(loaders: Sequence[Loader], quotas_G: NDArray[np.int64], num_ac
     """
     num_actors = min(num_actors or int(ray.cluster_resources().get("CPU", 1)), len(loaders))
     remote = ray.remote(KeyHolder).options(**_ACTOR_OPTIONS)
-    with ended([remote.remote(list(loaders[i::num_actors]), quotas_G.size) for i in range(num_actors)]) as actors:
+    # Ray restarts an actor with what it was first given, for as long as somebody here refers to that (issue 53727).
+    held = [ray.put(list(loaders[i::num_actors])) for i in range(num_actors)]
+    with ended([remote.remote(part, quotas_G.size) for part in held]) as actors:
         return find_cutoffs(actors, quotas_G)
 
 
