@@ -13,7 +13,7 @@ from pipeline.curation import Curation
 from pipeline.generate import generate_pool
 from pipeline.pool_plan import PoolSettings
 from pipeline.storage import Store
-from tests.faults.outcomes import read_outcome
+from tests.faults.outcomes import WORK, read_outcome
 
 pytestmark = [
     pytest.mark.ray,
@@ -30,7 +30,7 @@ SHARDS, ROWS = 24, 25
 def run(folder: Path, home: str, resources: dict[str, int]) -> None:
     config = {
         "pool": {"format": "webdataset", "path": f"{folder}/pool/*.tar", "chunk_samples": 5, "max_reject_fraction": 1},
-        "workspace": f"{folder}/{home}/work",
+        "workspace": f"{folder}/{home}/{WORK}",
         "models": {"raw": {"library": "pixels", "size": 8}},
         "steps": [{"step": "semantic_dedup", "model": "raw", "clusters": 2, "epsilon": 0.01}],
         "report": False,
@@ -44,15 +44,16 @@ def test_a_pass_goes_on_with_fewer_nodes(tmp_path, no_ray):
     head = {**NODE, "num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     lost = [cluster.add_node(**NODE), cluster.add_node(**NODE)][-1]
+    workspace = tmp_path / "cluster" / WORK
     struck = []
 
     def strike() -> None:
         """Once a first piece shows that encoders are at work."""
         until = time.monotonic() + 120
-        while not any((tmp_path / "cluster/work/pieces").glob("*/*/*")) and time.monotonic() < until:
+        while not any((workspace / "pieces").glob("*/*/*")) and time.monotonic() < until:
             time.sleep(0.01)
         cluster.remove_node(lost, allow_graceful=False)
-        struck.append(len(list((tmp_path / "cluster/work/samples").glob("*/*/part.json"))))
+        struck.append(len(list((workspace / "samples").glob("*/*/part.json"))))
 
     try:
         ray.init(address=cluster.address, log_to_driver=False)

@@ -94,5 +94,11 @@ def test_ray_understands_how_it_is_started(where):
 
 
 def test_labels():
+    """Ray knows them, and spot nodes are told from the head."""
     for each in TYPES.values():
-        ray._private.label_utils.validate_node_label_syntax(each["labels"])
+        ray._private.label_utils.validate_node_label_syntax(each["labels"])  # raises ValueError
+    markets = {name: each["labels"]["ray.io/market-type"] for name, each in TYPES.items()}
+    assert markets == {
+        name: "spot" if "InstanceMarketOptions" in each["node_config"] else "on-demand" for name, each in TYPES.items()
+    }
+    assert markets["head"] == "on-demand"

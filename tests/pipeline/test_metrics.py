@@ -66,12 +66,16 @@ def test_each_loss_is_counted_once(counted):
 
 
 def test_what_cannot_be_counted_fails_nothing(monkeypatch):
+    asked = []
+
     def broken(kind, metric):
+        asked.append(metric)
         raise WinnowError("no")
 
     monkeypatch.setattr(metrics, "_made", broken)
     metrics.count(metrics.ROWS, 3, step="rules")
     metrics.show(metrics.RUNS, 1, run="r", command="curate", workspace="w")
+    assert asked == [metrics.ROWS, metrics.RUNS]
 
 
 def test_an_encoder_works_or_waits(counted, monkeypatch):

@@ -160,12 +160,20 @@ def test_a_status_that_cannot_be_written_fails_nothing(store, monkeypatch):
 
 
 def test_a_store_that_hangs_holds_up_nobody_for_long(store, monkeypatch):
-    go = threading.Event()
-    monkeypatch.setattr(Store, "replace", lambda self, name, data: go.wait(600))
+    go, hung = threading.Event(), threading.Event()
+
+    def replace_(self, name, data):
+        hung.set()
+        assert go.wait(60)
+
+    monkeypatch.setattr(Store, "replace", replace_)
     monkeypatch.setattr(write, "_LAST_WRITE_SECONDS", 0.05)
     with working(store, "curate", Progress()):
-        pass
-    go.set()
+        assert hung.wait(60)
+    # It is left while the store still hangs, and the workspace is free.
+    assert not go.is_set()
+    with store.locked():
+        go.set()
 
 
 def test_it_goes_on_being_written_between_the_borders_of_steps(store, monkeypatch):
