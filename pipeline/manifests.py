@@ -5,7 +5,7 @@ manifests along into `damaged/` (`pipeline.quarantine`), and the next night writ
 files still, and are read there. Once all that one lists is there again, it is moved back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from operators.errors import DamagedError, WorkspaceError
@@ -42,8 +42,14 @@ def read_recorded(store: Store, place: Mapping[str, str]) -> Artifact:
 
 def has_recorded(store: Store, record: Mapping[str, Any]) -> bool:
     """Whether all manifests that a record names are in their places."""
-    places = [*record["artifacts"].values(), *record["clusters"].values()]
-    return all(store.exists(place["manifest"]) for place in places)
+    return all(store.exists(name) for name in _named(record))
+
+
+def moved_away(store: Store, records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Where the manifests lie now that records name and that went with a damaged part: path -> path in `damaged/`."""
+    there = store.find(DAMAGED)
+    names = {name for record in records for name in _named(record)} if there else set()
+    return {name: path for name in names if (path := f"{DAMAGED}/{name}") in there and not store.exists(name)}
 
 
 def bring_back(store: Store) -> list[str]:
@@ -67,6 +73,11 @@ def bring_back(store: Store) -> list[str]:
             store.move(moved, name)
             back.append(name)
     return back
+
+
+def _named(record: Mapping[str, Any]) -> list[str]:
+    """The manifests that a record names."""
+    return [place["manifest"] for part in ("artifacts", "clusters") for place in record[part].values()]
 
 
 def _is_whole(store: Store, artifact: Artifact, files: dict[str, Mapping[str, int]]) -> bool:

@@ -9,7 +9,7 @@
     diffs of no snapshot    snapshots/diff-<hash>/*.parquet
     outcomes                outcomes/<hash>.parquet without its record
     checkpoints             training/<identity>/checkpoints/** where the model of that very training is finished
-    moved away              damaged/**: what `winnow verify --repair` found, or a run
+    moved away              damaged/**: what `winnow verify --repair` found, or a run; but for what snapshots still name
 
 The files of a step that is under way (a fit, quotas, a trained filter, the committed parts) are no leftovers: the next
 run goes on from them. Nor are leases: whoever looks here holds one, and lets those before it go with its own.
@@ -24,6 +24,7 @@ from functools import partial
 from pipeline.artifact import named_files, read_manifest, read_part
 from pipeline.contents import DAMAGED, MANIFEST, artifact_folders, trainings
 from pipeline.ledger import find_ledger
+from pipeline.manifests import moved_away
 from pipeline.snapshots import FOLDER as SNAPSHOTS
 from pipeline.snapshots import read_snapshots
 from pipeline.storage import Store
@@ -62,7 +63,7 @@ class Leftover:
 def find_leftovers(store: Store) -> Iterator[Leftover]:
     """Everything of these kinds in a workspace, not in those inside it; entries without files among it."""
     yield Leftover("pieces of passes that are over", PIECES, store.find(PIECES))
-    yield Leftover("moved away as damaged", DAMAGED, store.find(DAMAGED))
+    yield _damaged(store)
     yield from _outside_steps(store)
     for folder in artifact_folders(store):
         yield from _in_artifact(store, folder)
@@ -82,6 +83,13 @@ def older_than(store: Store, leftover: Leftover, latest: float) -> Leftover:
     """
     keep = {path: size for path, size in leftover.files.items() if store.modified(path) < latest}
     return replace(leftover, files=keep)
+
+
+def _damaged(store: Store) -> Leftover:
+    """What was moved away, without the manifests that are read there (`pipeline.manifests`)."""
+    read = set(moved_away(store, read_snapshots(store)).values())
+    files = {path: size for path, size in store.find(DAMAGED).items() if path not in read}
+    return Leftover("moved away as damaged", DAMAGED, files)
 
 
 def _outside_steps(store: Store) -> Iterator[Leftover]:

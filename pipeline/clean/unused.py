@@ -7,14 +7,16 @@ evaluations, data sets, and what exports note, by which they know their own file
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from operators.errors import WorkspaceError
+from operators.errors import DamagedError, WorkspaceError
 from pipeline.artifact import Artifact, named_files, read_manifest
 from pipeline.clean.leftovers import Leftover
 from pipeline.contents import MANIFEST, artifact_folders
 from pipeline.export.claims import FOLDER as EXPORTS
 from pipeline.integrity import read_sealed
+from pipeline.manifests import moved_away
 from pipeline.record import RECORD, read_record
 from pipeline.snapshots import read_snapshots
 from pipeline.storage import Store
@@ -44,7 +46,10 @@ def find_unused(store: Store) -> list[Leftover]:
         for name in store.names(folder)
         if MANIFEST.fullmatch(name)
     }
-    used = _in_use(store, manifests)
+    records = [read_record(store), *read_snapshots(store)]
+    moved = moved_away(store, records)
+    manifests |= _read_moved(store, moved)
+    used = _in_use(store, records, manifests, moved)
     homes = _homes(manifests[name] for name in used)
     return [
         Leftover("not used by the latest run", folder, _unused_files(store, folder, manifests, used, homes))
@@ -52,19 +57,29 @@ def find_unused(store: Store) -> list[Leftover]:
     ]
 
 
-def _in_use(store: Store, manifests: Mapping[str, Artifact]) -> set[str]:
-    """The manifests that the recorded run and snapshots name, and those that they were made from, directly or not."""
-    records = [read_record(store), *read_snapshots(store)]
+def _read_moved(store: Store, moved: Mapping[str, str]) -> dict[str, Artifact]:
+    """The manifests in `damaged/`, by the paths that they had; without those that are damaged themselves."""
+    found = {}
+    for name, path in moved.items():
+        with suppress(DamagedError):
+            found[name] = read_manifest(store, name.rpartition("/")[0], path)
+    return found
+
+
+def _in_use(
+    store: Store, records: Iterable[Mapping[str, Any]], manifests: Mapping[str, Artifact], moved: Mapping[str, str]
+) -> set[str]:
+    """The manifests that records name, and those that they were made from, directly or not."""
     by_digest = {artifact.digest: name for name, artifact in manifests.items()}
     parts = [record[part] for record in records for part in ("artifacts", "clusters")]
     waiting = [place["manifest"] for part in parts for place in part.values()]
     used: set[str] = set()
     while waiting:
         name = waiting.pop()
-        if name in used or name not in manifests:  # it was damaged and moved away; what was made from it is whole
+        if name in used or name not in manifests:  # it was damaged itself; what was made from it is whole
             continue
         used.add(name)
-        written: dict[str, Any] = read_sealed(store, name)
+        written: dict[str, Any] = read_sealed(store, moved.get(name, name))
         if "reads" not in written:
             raise WorkspaceError(
                 f"{store.url} must be of a version that records what was made from what for --unused, got {name}"

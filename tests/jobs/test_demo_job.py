@@ -45,7 +45,8 @@ def run_demo(monkeypatch):
     return run
 
 
-def test_every_path_lies_in_the_folder_unless_set(run_demo, tmp_path):
+def test_every_path_lies_in_the_folder_unless_set(run_demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a relative workspace is
     folder = tmp_path / "odd: #1 [a]"
     config, _ = run_demo("--folder", folder, "--set", "workspace=elsewhere", "--set", "export.0.path=tars")
     assert (config.pool.sources[0].path, config.workspace) == (str(folder / "pool"), "elsewhere")

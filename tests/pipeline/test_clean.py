@@ -16,6 +16,7 @@ from pipeline.clean.sweep import delete, find
 from pipeline.clean.unused import find_unused
 from pipeline.integrity import sealed
 from pipeline.parts import Part
+from pipeline.quarantine import quarantine
 from pipeline.snapshots import publish_snapshot
 from pipeline.storage import Store
 from pipeline.training.checkpoints import save_checkpoint
@@ -191,6 +192,23 @@ def test_what_a_snapshot_refers_to_is_used(store):
     unused = {path for leftover in find_unused(store) for path in leftover.files}
     assert {path.split("/")[1] for path in unused} == {THIRD}
     assert other.manifest in unused
+
+
+def test_a_manifest_that_a_snapshot_reads_in_damaged_stays_with_its_parts(store):
+    night = publish(store, f"a/{HASH}", (1.0, 2.0), reads=())
+    record = {"clusters": {}, "diff": {"files": []}}
+    place = {"folder": night.folder, "manifest": night.manifest}
+    publish_snapshot(store, {"format_version": 1, "id": 1, "artifacts": {"a": place}, **record})
+    store.replace("run.json", sealed({"artifacts": {}, "clusters": {}}))
+    lost, whole = (part.path for part in night.parts)
+    quarantine(store, lost)
+    moved = f"damaged/{night.manifest}"
+    assert found(store) == found(store, unused=True) == set(store.find("damaged")) - {moved}
+    store.replace(moved, store.read(moved).replace(b"0.tar", b"9.tar"))
+    assert whole in found(store, unused=True)
+    publish(store, night.folder, (1.0, 2.0))
+    store.publish(night.manifest, b"made again")
+    assert moved in found(store)
 
 
 def test_what_exports_know_their_files_by_is_used(store):
