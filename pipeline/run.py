@@ -38,7 +38,8 @@ from pipeline.storage import Store, digest
 Modality = Literal["image", "text"]
 Block = TypeVar("Block")
 
-_ROWS_PER_ACTOR = 20_000
+ROWS_PER_ACTOR = 20_000
+"""So few are not worth the start of another."""
 
 
 class NotPublished(Exception):
@@ -247,7 +248,7 @@ class Plan:
     def groups(self, workers: int) -> list[list[Unit]]:
         """The units dealt to at most `workers` actors, fewer where there is too little to be worth their start."""
         rows = sum(unit.rows for unit in self.units)
-        return balanced([(unit, unit.rows) for unit in self.units], min(workers, -(-rows // _ROWS_PER_ACTOR)))
+        return balanced([(unit, unit.rows) for unit in self.units], min(workers, -(-rows // ROWS_PER_ACTOR)))
 
     def loaders(self, groups: Sequence[Sequence[Unit]], load: Callable[[pa.Table], Any]) -> list[Callable[[], Any]]:
         """For each group of units, a picklable function that reads their tables and gives `load` of them joined."""

@@ -10,7 +10,7 @@ from pipeline.clustering import KMeansSettings
 from pipeline.plan.machines import KMEANS_UTILISATION
 from pipeline.plan.rehearsal import Content
 from pipeline.plan.work import Inputs, Work
-from pipeline.steps.semantic_dedup import SemanticDedup
+from pipeline.steps.semantic_dedup import SemanticDedup, row_bytes, rows_per_bin
 
 _SKEW = 2.0
 """Mean square of the sizes of clusters over the square of their mean: members are compared in pairs, so large clusters
@@ -91,7 +91,7 @@ def compare_members(inputs: Inputs, step: SemanticDedup, rows: float) -> Work:
     k = max(1, min(settings.k, round(rows)))
     pairs = _SKEW * rows * rows / k / 2 * (1 + 2 * step.neighbour_clusters)
     travelling = 2 * dim + _MEMBER_BYTES
-    largest = min(rows, max(_SKEW * rows / k, min(_bin_rows(dim), max(25_000, rows / (2 * inputs.workers)))))
+    largest = min(rows, max(_SKEW * rows / k, rows_per_bin(round(rows), dim, inputs.workers)))
     bins = max(1.0, rows / largest)
     return Work(
         read=rows * (inputs.encoding(step.model).row_bytes + 40),
@@ -99,14 +99,5 @@ def compare_members(inputs: Inputs, step: SemanticDedup, rows: float) -> Work:
         cpu_seconds=rows * inputs.rates.compared_seconds + pairs * dim * inputs.rates.pair_seconds,
         tasks=2 * inputs.workers + bins,
         start_seconds=_library(inputs, min(bins, inputs.workers)),
-        worker_bytes=inputs.rates.numeric.bytes + largest * _row_bytes(dim),
+        worker_bytes=inputs.rates.numeric.bytes + largest * row_bytes(dim),
     )
-
-
-def _bin_rows(dim: int) -> float:
-    return 400 * 2**20 / _row_bytes(dim)
-
-
-def _row_bytes(dim: int) -> int:
-    """Of a row in a bin, as `semantic_dedup` counts it: the embedding as it came, joined, ordered and rounded."""
-    return 8 * dim + 200

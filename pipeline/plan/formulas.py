@@ -16,6 +16,7 @@ from pipeline.plan.rehearsal import Content, Rehearsed, decided_at_random
 from pipeline.plan.work import MANIFEST_BYTES, Inputs, Work
 from pipeline.pool import Pool, Source
 from pipeline.run import Judge
+from pipeline.shuffle import ROWS_PER_PARTITION
 from pipeline.steps import rules, unique_uid
 from pipeline.steps.base import Step
 
@@ -25,7 +26,6 @@ Details = Mapping[str, Content]
 _KEY_BYTES = 28
 """Of a row among the keys that an actor holds (`pipeline.selection`), half as much again at the worst."""
 _TEMPORARY_BYTES = 100e6
-_ROWS_PER_PARTITION = 2_000_000
 _LEDGER_ROW_BYTES = 500
 """Of a row of the ledger in a task, uncompressed and with its copies."""
 
@@ -51,7 +51,7 @@ def ledger(inputs: Inputs, rows: float) -> Work:
     rehearsed = inputs.rehearsal.ledger()
     files = 16 ** max(1, len(f"{int(rows) // 1_000_000:x}"))
     stored = rehearsed.bytes.of(files, rows)
-    partition = min(rows, _ROWS_PER_PARTITION)
+    partition = min(rows, ROWS_PER_PARTITION)
     return Work(
         read=rows * 60,
         written=stored,
@@ -295,7 +295,7 @@ def _rank(inputs: Inputs, rows: float) -> Work:
 
 def _find_repeats(inputs: Inputs, rows: float) -> Work:
     """Sixteen bytes of each row and where it comes from, brought together by their value and sorted."""
-    row, partition = 48, min(rows, _ROWS_PER_PARTITION)
+    row, partition = 48, min(rows, ROWS_PER_PARTITION)
     return Work(
         read=rows * 40,
         shuffled=rows * row,

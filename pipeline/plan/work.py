@@ -11,6 +11,7 @@ from pipeline.plan.rates import Rates
 from pipeline.plan.rehearsal import Rehearsal
 from pipeline.plan.sample import PoolFacts, Sampled
 from pipeline.pool import Pool
+from pipeline.run import ROWS_PER_ACTOR
 
 TASK_STARTS = 0.007
 """What a Ray task costs in its driver, raylet and worker, as a share of what a worker costs that starts: some 10 ms on
@@ -23,9 +24,6 @@ MANIFEST_BYTES = 1_000
 """Of a manifest besides the entries of its parts."""
 
 _NOTHING = Encoding(dim=1, row_bytes=0.0, origin="given")
-
-ROWS_PER_ACTOR = 20_000
-"""As `pipeline.run` deals them."""
 
 
 @dataclass(frozen=True)

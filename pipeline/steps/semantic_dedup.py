@@ -156,12 +156,11 @@ class SemanticDedup(NearestClustered):
             searched_K, neighbours_P2 = meeting_new(new_K, neighbours_P2)
         sizes_K = fit.sizes_K if searched_K is None else np.where(searched_K, fit.sizes_K, 0)
         splits = split_giants(plan, folder, sizes_K, self.largest)
-        at_most = max(1, _BIN_BYTES // (8 * fit.centroids_KD.shape[1] + 200))
-        rows_per_bin = min(at_most, max(_WORTH_A_TASK, -(-int(sizes_K.sum()) // (2 * run.workers))))
+        in_a_bin = rows_per_bin(int(sizes_K.sum()), fit.centroids_KD.shape[1], run.workers)
         job = Job(
             store=run.store,
             folder=folder,
-            layout=lay_out(sizes_K, splits, neighbours_P2, rows_per_bin),
+            layout=lay_out(sizes_K, splits, neighbours_P2, in_a_bin),
             rule=Rule(self.mode, thresholds(np.array(epsilons)), epsilons.index(self.epsilon), run.threads),
             clusters=clusters,
             epsilon=epsilons[-1],
@@ -169,6 +168,17 @@ class SemanticDedup(NearestClustered):
             searched_K=searched_K,
         )
         return find_duplicates(plan, job)
+
+
+def row_bytes(dim: int) -> int:
+    """What a row of so many dimensions takes in a task: the embedding as it came, joined, ordered and rounded."""
+    return 8 * dim + 200
+
+
+def rows_per_bin(rows: int, dim: int, workers: int) -> int:
+    """How many of these rows travel together: as many as memory allows, but so that every worker gets two bins."""
+    at_most = max(1, _BIN_BYTES // row_bytes(dim))
+    return min(at_most, max(_WORTH_A_TASK, -(-rows // (2 * workers))))
 
 
 def nothing_found(plan: Plan, epsilons: int) -> "Duplicates":

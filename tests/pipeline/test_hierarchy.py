@@ -112,7 +112,7 @@ FOUR_THREADS = {"workers": 4, "threads": 4, "shards": 3, "seed": 3}
     ids=["merge", "levels"],
 )
 def test_same_bytes_for_any_workers_threads_and_shards(settings, spreads, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.run._ROWS_PER_ACTOR", 50)
+    monkeypatch.setattr("pipeline.run.ROWS_PER_ACTOR", 50)
     answers = []
     for number, spread in enumerate(spreads):
         run = make_run(tmp_path / str(number), **spread)

@@ -59,7 +59,7 @@ def pool(tmp_path_factory) -> Path:
 def several_actors():
     """Several actors for few rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "_ROWS_PER_ACTOR", ROWS_PER_ACTOR)
+        patch.setattr(running, "ROWS_PER_ACTOR", ROWS_PER_ACTOR)
         yield
 
 

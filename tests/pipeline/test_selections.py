@@ -35,7 +35,7 @@ SOURCE = {"format": "images", "path": "unused"}
 @pytest.fixture
 def small_actors(monkeypatch):
     """Up to four actors for a few rows: each takes more than a second to start."""
-    monkeypatch.setattr("pipeline.run._ROWS_PER_ACTOR", 150)
+    monkeypatch.setattr("pipeline.run.ROWS_PER_ACTOR", 150)
 
 
 @dataclass(frozen=True)
