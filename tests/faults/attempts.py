@@ -18,7 +18,7 @@ from tests.faults import commits
 from tests.faults.commits import Fault, Plan, Struck
 from tests.faults.nodes import Nodes, send
 
-DRIVER, WORKER, EXIT, NODE = "driver killed", "worker killed", commits.EXIT, "node lost"
+DRIVER, WORKER, EXIT, NODE = commits.DRIVER, "worker killed", commits.EXIT, "node lost"
 SECOND, FROZEN, FULL = "second driver", "writer stopped and woken", commits.DISK_FULL
 _RUN_SECONDS = 300
 _ROOT = Path(__file__).parents[2]
@@ -33,6 +33,7 @@ class Attempts:
         faults: what happens meanwhile.
         nodes: where it runs.
         nights: of each run that must end well, in order, what is otherwise than in the config: key -> value.
+        everywhere: the driver also dies before every commit, each file's once a night.
 
     Attributes:
         runs: how many there were.
@@ -46,13 +47,15 @@ class Attempts:
         faults: list[Fault],
         nodes: Nodes,
         nights: Sequence[Mapping[str, str]] = ({},),
+        *,
+        everywhere: bool = False,
     ) -> None:
         self.runs = 0
         self.struck: Counter[str] = Counter()
-        self.plan = Plan.write(home, config["workspace"], faults)
+        self.plan = Plan.write(home, config["workspace"], faults, everywhere=everywhere)
         self._home = home
         self._nodes = nodes
-        self._seen: set[int] = set()
+        self._seen: set[str] = set()
         self._command = "nightly" if "nightly" in config else "curate"
         self._nights = [
             [word for key, value in night.items() for word in ("--set", f"{key}={value}")] for night in nights
@@ -88,6 +91,7 @@ class Attempts:
         changes = self._nights[self._night]
         environment = os.environ | {
             commits.FOLDER: str(self._home),
+            commits.NIGHT: str(self._night),
             "RAY_ADDRESS": self._nodes.cluster.address,
         }
         with tempfile.TemporaryFile() as output:
@@ -105,19 +109,19 @@ class Attempts:
                 process.wait()
 
     def _look(self, process: subprocess.Popen[bytes]) -> None:
-        for number, fault in enumerate(self.plan.faults):
-            struck = self.plan.struck(number) if number not in self._seen else None
-            if struck is not None:
-                self._seen.add(number)
-                self.struck[self._strike(number, fault.kind, struck, process)] += 1
+        for fault, struck in self.plan.struck().items():
+            if fault not in self._seen:
+                self._seen.add(fault)
+                self.struck[self._strike(fault, struck, process)] += 1
 
-    def _strike(self, number: int, kind: str, struck: Struck, process: subprocess.Popen[bytes]) -> str:
+    def _strike(self, fault: str, struck: Struck, process: subprocess.Popen[bytes]) -> str:
         """Does what a fault is; returns its kind: where a driver comes to what is a worker's, it is the driver's."""
+        kind = struck.kind
         if kind in (EXIT, FULL):  # the process has done it
             return kind
         if kind == SECOND:
             self._turn_away()
-            self.plan.release(number)
+            self.plan.release(fault)
         elif kind == DRIVER or struck.pid == process.pid:
             process.kill()
             return DRIVER
@@ -126,7 +130,7 @@ class Attempts:
             return WORKER
         elif kind == FROZEN:
             self._nodes.stop(struck.node)
-            self.plan.release(number)
+            self.plan.release(fault)
         else:
             self._nodes.lose(struck.node)
         return kind

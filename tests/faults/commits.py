@@ -1,17 +1,20 @@
 """Where faults strike: at the commits of a driver and its workers, wherever a file becomes visible.
 
 A commit takes a number: how many commits of the same step, over all processes and attempts, came before it. A plan says
-at which numbers what goes wrong. `install` wraps the writes of `Store`, in the driver (`tests.faults.driver`) and, by
-Ray's setup hook, in each of its workers. Who strikes is the harness (`tests.faults.schedules`): a process that comes to
-a fault says so in a file, and waits there for its end, or for leave to go on.
+at which numbers what goes wrong, or that the driver dies before every commit, each file's once a night. `install` wraps
+the writes of `Store`, in the driver (`tests.faults.driver`) and, by Ray's setup hook, in each of its workers. Who
+strikes is the harness (`tests.faults.schedules`): a process that comes to a fault says so in a file, and waits there
+for its end, or for leave to go on.
 """
 
 import errno
 import fcntl
 import functools
+import hashlib
 import inspect
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -23,11 +26,16 @@ from pipeline.storage import Store, explain_write_errors
 
 FOLDER = "WINNOW_FAULTS"
 """The environment's name for the folder of a plan and of what came of it."""
+NIGHT = "WINNOW_FAULTS_NIGHT"
+"""The environment's name for the number of the night, or of whatever runs that must end well."""
 OUTSIDE = "outside the workspace"
-DISK_FULL, EXIT = "disk full", "process exits"
+DRIVER, DISK_FULL, EXIT = "driver killed", "disk full", "process exits"
 _POLL_SECONDS = 0.05
 _UNCOUNTED = (".", "status.json")
 """Probes, leases, and what is written by the clock."""
+
+_ATTEMPT = re.compile("[0-9a-f]{32}")
+"""In a path, the name of an attempt."""
 
 _here = threading.local()
 
@@ -51,10 +59,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Struck:
-    """What a process says that has come to a fault: who it is, and on which node (empty for a driver)."""
+    """What a process says that has come to a fault: who it is, on which node (empty for a driver), what must happen."""
 
     pid: int
     node: str
+    kind: str
 
 
 class Plan:
@@ -62,6 +71,11 @@ class Plan:
 
     Args:
         folder: of the plan.
+
+    Attributes:
+        workspace: URL of what is struck.
+        faults: what goes wrong, by number.
+        everywhere: whether the driver also dies before each commit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,14 +83,14 @@ class Plan:
         found = json.loads((folder / "plan.json").read_text())
         self.workspace: str = found["workspace"]
         self.faults = [Fault(**fault) for fault in found["faults"]]
+        self.everywhere: bool = found["everywhere"]
 
     @staticmethod
-    def write(folder: Path, workspace: str, faults: list[Fault]) -> "Plan":
+    def write(folder: Path, workspace: str, faults: list[Fault], *, everywhere: bool = False) -> "Plan":
         """Lays a plan down, before any process starts."""
         (folder / "commits").mkdir(parents=True)
-        (folder / "plan.json").write_text(
-            json.dumps({"workspace": workspace, "faults": [asdict(fault) for fault in faults]})
-        )
+        plan = {"workspace": workspace, "faults": [asdict(fault) for fault in faults], "everywhere": everywhere}
+        (folder / "plan.json").write_text(json.dumps(plan))
         return Plan(folder)
 
     def commits(self) -> dict[str, int]:
@@ -92,27 +106,34 @@ class Plan:
             file.flush()
             return number
 
-    def struck(self, number: int) -> Struck | None:
-        """Who came to a fault, if anybody has."""
-        path = self.folder / f"{number}.struck"
-        return Struck(**json.loads(path.read_text())) if path.exists() else None
+    def is_first(self, name: str) -> bool:
+        """Whether nobody has come to the commit of this file this night, in any attempt."""
+        place = hashlib.sha256(f"{os.environ[NIGHT]} {_ATTEMPT.sub('attempt', name)}".encode()).hexdigest()
+        try:
+            (self.folder / f"{place}.place").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
-    def release(self, number: int) -> None:
+    def struck(self) -> dict[str, Struck]:
+        """Who came to a fault: by its number, or a name where faults are everywhere."""
+        return {path.stem: Struck(**json.loads(path.read_text())) for path in self.folder.glob("*.struck")}
+
+    def release(self, fault: str) -> None:
         """Lets the process that waits at a fault go on."""
-        (self.folder / f"{number}.go").touch()
+        (self.folder / f"{fault}.go").touch()
 
-    def come_to(self, number: int, url: str) -> None:
+    def come_to(self, fault: str, kind: str, url: str) -> None:
         """Called by the process that has come to a fault."""
-        kind = self.faults[number].kind
-        partial = self.folder / f"{number}.struck~"
-        partial.write_text(json.dumps(asdict(Struck(os.getpid(), _node()))))
-        partial.rename(self.folder / f"{number}.struck")
+        partial = self.folder / f"{fault}.struck~"
+        partial.write_text(json.dumps(asdict(Struck(os.getpid(), _node(), kind))))
+        partial.rename(self.folder / f"{fault}.struck")
         if kind == EXIT:
             os._exit(1)
         if kind == DISK_FULL:
             with explain_write_errors(url):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        while not (self.folder / f"{number}.go").exists():
+        while not (self.folder / f"{fault}.go").exists():
             time.sleep(_POLL_SECONDS)
 
 
@@ -140,14 +161,16 @@ def _counted(write: Callable[..., Any], locate: Callable[..., tuple[str, str]], 
         try:
             step = name.partition("/")[0] if url.rstrip("/") == plan.workspace.rstrip("/") else OUTSIDE
             commit = plan.count(step)
-            found = [i for i, fault in enumerate(plan.faults) if (fault.step, fault.commit) == (step, commit)]
-            for number in found:
-                if not plan.faults[number].after:
-                    plan.come_to(number, url)
+            if plan.everywhere and plan.is_first(f"{url}/{name}"):
+                plan.come_to(f"{step}-{commit}", DRIVER, url)
+            found = [(i, fault) for i, fault in enumerate(plan.faults) if (fault.step, fault.commit) == (step, commit)]
+            for number, fault in found:
+                if not fault.after:
+                    plan.come_to(str(number), fault.kind, url)
             result = write(*values, **named)
-            for number in found:
-                if plan.faults[number].after:
-                    plan.come_to(number, url)
+            for number, fault in found:
+                if fault.after:
+                    plan.come_to(str(number), fault.kind, url)
             return result
         finally:
             _here.writing = False

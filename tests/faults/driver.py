@@ -3,9 +3,10 @@
 WINNOW_FAULTS=FOLDER python -m tests.faults.driver COMMAND...
 """
 
-import functools
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 
@@ -15,11 +16,26 @@ from tests.faults import commits
 
 def start() -> int:
     """Runs the command."""
-    hook = f"{commits.__name__}.{commits.install.__name__}"
-    variables = {commits.FOLDER: os.environ[commits.FOLDER]}
-    ray.init = functools.partial(ray.init, runtime_env={"worker_process_setup_hook": hook, "env_vars": variables})
+    _wrap_workers()
     commits.install()
     return main()
+
+
+def _wrap_workers() -> None:
+    """Has every worker wrap its writes, too, whatever environment the command gives them."""
+    connect = ray.init
+    hook = f"{commits.__name__}.{commits.install.__name__}"
+
+    def init(*args: Any, runtime_env: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        given = dict(runtime_env or {})
+        variables = {
+            **given.get("env_vars", {}),
+            **{name: os.environ[name] for name in (commits.FOLDER, commits.NIGHT)},
+        }
+        given |= {"worker_process_setup_hook": hook, "env_vars": variables}
+        return connect(*args, runtime_env=given, **options)
+
+    ray.init = init
 
 
 if __name__ == "__main__":

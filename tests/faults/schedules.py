@@ -10,6 +10,7 @@ undisturbed run, byte for byte, and nothing may be left over once `winnow clean`
 """
 
 import argparse
+import logging
 import os
 import random
 import sys
@@ -79,24 +80,34 @@ class Harness:
         with self._place(remote, replace(S3_FAULTS, seed=seed)) as (place, proxy):
             self._strike(place, proxy, case, f"{case}-{seed}", draw(seed, counts), tally)
 
-    def strike(self, case: str, name: str, faults: list[Fault], tally: Tally) -> None:
-        """A schedule of these very faults, in a folder, added to a tally."""
+    def strike(self, case: str, name: str, faults: list[Fault], tally: Tally, *, everywhere: bool = False) -> None:
+        """A schedule of these very faults, or of a kill before every commit, in a folder, added to a tally."""
         with self._place(False, Faults()) as (place, _):
-            self._strike(place, None, case, name, faults, tally)
+            self._strike(place, None, case, name, faults, tally, everywhere=everywhere)
 
     def undisturbed(self, case: str, *, remote: bool) -> tuple[Outcome, Mapping[str, int]]:
         """What a case comes to where nothing strikes, and its commits by step."""
         if (case, remote) not in self._undisturbed:
             with self._place(remote, Faults()) as (place, _):
                 attempts, home = self._finish(place, case, f"{case}-undisturbed-{remote}", [])
-                self._undisturbed[case, remote] = read_outcome(home), attempts.plan.commits()
+                counts = attempts.plan.commits()
+                assert counts["samples"] > cases.SHARDS, f"the commits of workers must be counted, got {counts}"
+                self._undisturbed[case, remote] = read_outcome(home), counts
         return self._undisturbed[case, remote]
 
     def _strike(
-        self, place: Place, proxy: FaultProxy | None, case: str, name: str, faults: list[Fault], tally: Tally
+        self,
+        place: Place,
+        proxy: FaultProxy | None,
+        case: str,
+        name: str,
+        faults: list[Fault],
+        tally: Tally,
+        *,
+        everywhere: bool = False,
     ) -> None:
         expected, _ = self.undisturbed(case, remote=proxy is not None)
-        attempts, home = self._finish(place, case, name, faults)
+        attempts, home = self._finish(place, case, name, faults, everywhere=everywhere)
         tally.schedules += 1
         tally.runs += attempts.runs
         tally.faults += attempts.struck
@@ -106,14 +117,16 @@ class Harness:
         compare(expected, read_outcome(home), name, tally)
         tally.different += [f"{name}: {finding}" for finding in look_around(home)]
 
-    def _finish(self, place: Place, case: str, name: str, faults: list[Fault]) -> tuple[Attempts, Store]:
+    def _finish(
+        self, place: Place, case: str, name: str, faults: list[Fault], *, everywhere: bool = False
+    ) -> tuple[Attempts, Store]:
         """Runs a schedule; returns its runs and its folder."""
         home = Store(f"{place.outputs}/{name}", dict(place.storage))
         config = make_config(place, home.url, cases.models(self.folder), cases.steps(self.folder)[case])
         is_nightly = case == cases.NIGHTLY
         nights = cases.nights(place.pool) if is_nightly else [{}]
         config |= {"nightly": {}} if is_nightly else {}
-        attempts = Attempts(self.folder / "schedules" / name, config, faults, self.nodes, nights)
+        attempts = Attempts(self.folder / "schedules" / name, config, faults, self.nodes, nights, everywhere=everywhere)
         attempts.finish()
         return attempts, home
 
@@ -174,6 +187,7 @@ def look_around(home: Store) -> list[str]:
 def open_harness(folder: Path) -> Iterator[Harness]:
     """Starts the cluster and the S3 server, and writes the inputs."""
     cases.write_inputs(folder)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -34,17 +34,11 @@ def test_killed_while_it_shows_itself_and_while_it_commits(tmp_path, no_ray):
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_killed_at_every_commit(tmp_path, no_ray):
+def test_killed_before_every_commit(tmp_path, no_ray):
+    """Of two nights, one kill after the other: each attempt gets to the next file that no attempt before it came to."""
     tally = Tally()
     with open_harness(tmp_path) as harness:
         _, counts = harness.undisturbed(NIGHTLY, remote=False)
-        points = [
-            (step, commit, after)
-            for step, count in counts.items()
-            for commit in range(count)
-            for after in (False, True)
-        ]
-        for number, (step, commit, after) in enumerate(points):
-            harness.strike(NIGHTLY, f"kill-{number}", [Fault(step, commit, after, DRIVER)], tally)
+        harness.strike(NIGHTLY, "every-kill", [], tally, everywhere=True)
     assert tally.good, tally.show()
-    assert tally.faults[DRIVER] == len(points), tally.show()
+    assert tally.faults[DRIVER] >= sum(counts.values()), tally.show()

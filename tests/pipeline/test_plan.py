@@ -257,7 +257,7 @@ def test_costs_grow_with_the_pool(config, sampled, rates):
     assert work["export uids"].stored == 500_000 * 16
     ten = works(scaled(config, sampled, rates, 10_000_000))
     assert ten["samples"].cpu_seconds == pytest.approx(10 * work["samples"].cpu_seconds, rel=0.05)
-    # Two clusters only: members are compared in pairs, a hundred times as many, besides what grows tenfold and is timed.
+    # Two clusters only: members are compared in pairs, a hundred times as many; what grows tenfold is timed.
     assert ten["semantic_dedup"].cpu_seconds > 20 * work["semantic_dedup"].cpu_seconds
 
 
