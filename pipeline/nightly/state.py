@@ -31,10 +31,8 @@ def read_state(store: Store, snapshot: Snapshot, config: Curation, policy: Polic
         WorkspaceError: a manifest or a file that the snapshot names is not there any more.
         DamagedError: one is not what was written.
     """
-    titles = [title for title in standing_titles(config.steps, policy) if title in snapshot["verdicts"]]
-    verdicts = {title: read_recorded(store, snapshot["artifacts"][title]) for title in titles}
-    given = Given(**{name: dict(found) for name, found in snapshot["given"].items()})
-    return bring(given, store, config.store), Standing(store, verdicts)
+    given = bring(_found_once(snapshot), store, config.store)
+    return given, _standing(store, snapshot, config, policy)
 
 
 def read_given(config: Curation) -> tuple[Given | None, Standing | None]:
@@ -42,6 +40,26 @@ def read_given(config: Curation) -> tuple[Given | None, Standing | None]:
     if config.given is None:
         return None, None
     return read_state(config.given.store, check_given(config, config.given), config, "rebalance")
+
+
+def find_given(config: Curation) -> tuple[Given | None, Standing | None]:
+    """The same for a dry run, which brings nothing along: nothing, too, where no run has brought it yet."""
+    if config.given is None:
+        return None, None
+    snapshot = check_given(config, config.given)
+    given = _found_once(snapshot)
+    if not all(config.store.exists(path) for path in [*given.fits.values(), *given.filters.values()]):
+        return None, None
+    return given, _standing(config.given.store, snapshot, config, "rebalance")
+
+
+def _found_once(snapshot: Snapshot) -> Given:
+    return Given(**{name: dict(found) for name, found in snapshot["given"].items()})
+
+
+def _standing(store: Store, snapshot: Snapshot, config: Curation, policy: Policy) -> Standing:
+    titles = [title for title in standing_titles(config.steps, policy) if title in snapshot["verdicts"]]
+    return Standing(store, {title: read_recorded(store, snapshot["artifacts"][title]) for title in titles})
 
 
 def check_given(config: Curation, given: GivenSnapshot) -> Snapshot:

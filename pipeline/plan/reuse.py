@@ -10,6 +10,7 @@ from pipeline.embed import make, samples_folder, samples_id
 from pipeline.export.run import embeddings_for, find_export
 from pipeline.ledger import find_ledger
 from pipeline.ledger_writer import ledger_address
+from pipeline.nightly.state import find_given
 from pipeline.pool import Shard
 from pipeline.progress import Progress
 from pipeline.run import NotPublished, Run
@@ -52,7 +53,8 @@ def find(config: Curation) -> Found:
         UserError: as a run would before any work.
     """
     shards = check(config, dry=True)
-    run = start_run(config.resolved(), shards, workers=1, progress=Progress(), dry=True)
+    given, standing = find_given(config.resolved())
+    run = start_run(config.resolved(), shards, workers=1, progress=Progress(), dry=True, given=given, standing=standing)
     exports: list[int] = []
     is_whole = False
     try:

@@ -19,6 +19,7 @@ from pipeline.generate import generate_pool
 from pipeline.ledger import ledger_sha256, read_ledger
 from pipeline.nightly.night import Night, roll_back, run_night
 from pipeline.nightly.settings import Nightly
+from pipeline.plan import reuse
 from pipeline.pool_plan import PoolSettings
 from pipeline.progress import Progress
 from pipeline.quarantine import quarantine
@@ -237,7 +238,9 @@ def test_a_rebalanced_pool_is_a_fresh_run_that_is_given_the_snapshot(nights, cop
     (tmp_path / "fresh").mkdir()
     given = {"workspace": str(nights.folder / "work"), "snapshot": 7}
     fresh = Curation.model_validate(settings(tmp_path / "fresh", copied / "pool", given=given))
+    assert not reuse.find(fresh).is_whole
     run_curation(fresh)
+    assert reuse.find(fresh).is_whole
     assert ledger_sha256(fresh.store) == ledger_sha256(rebalanced)
 
     (tmp_path / "refit").mkdir()

@@ -6,7 +6,16 @@ from operators.errors import ConfigError, WorkspaceError
 from pipeline.artifact import Artifact, publish_manifest
 from pipeline.curation import Curation
 from pipeline.embed import samples_folder
-from pipeline.nightly.state import check_given, check_same, contents, identities, read_state, renewed
+from pipeline.nightly.state import (
+    check_given,
+    check_same,
+    contents,
+    find_given,
+    identities,
+    read_given,
+    read_state,
+    renewed,
+)
 from pipeline.parts import Part
 from pipeline.record import recorded_settings
 from pipeline.snapshots import publish_snapshot
@@ -127,6 +136,16 @@ def test_what_is_given_comes_into_the_workspace(snapshot, tmp_path):
     given, standing = read_state(Store(f"{tmp_path}/work"), snapshot, config, "rebalance")
     assert config.store.read(given.fits["prune"]) == b"centroids"
     assert standing.store.url == f"{tmp_path}/work"
+
+
+def test_a_dry_run_brings_nothing_along(snapshot, tmp_path):
+    given = {"workspace": f"{tmp_path}/work", "snapshot": 3}
+    config = curation(tmp_path, workspace=f"{tmp_path}/fresh", given=given)
+    assert find_given(config) == (None, None)
+    assert config.store.find("") == {}
+    brought = read_given(config)
+    assert brought[0].fits == {"prune": "prune.clusters/fit.npz"}
+    assert find_given(config) == brought
 
 
 def test_a_given_snapshot_is_one_of_the_same_settings(snapshot, tmp_path):
