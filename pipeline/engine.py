@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
-import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 from ray.util import placement_group, remove_placement_group
 
@@ -78,8 +77,10 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
                 _connect(resources, address or os.environ.get("RAY_ADDRESS"))
         cpus = _grown(resources)
         check_threads(resources.threads)
+        from ray.data import DataContext  # here, since a job that starts no Ray does without, and it takes a second
+
         # Progress is shown by the jobs themselves; Ray Data would draw its own bars and log that it does not.
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         # A small pool has fewer chunks than there are encoders.
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
-import ray.data
 
 from pipeline.payload import pack, unpack
 
@@ -47,8 +46,12 @@ def shuffle(
     if partitions == 1:
         yield _in_one_task(items, produce, reduce, workers)
         return
+    from ray.data import (
+        from_items,
+    )  # here, since most workers that import this module never need it, and it takes them a second
+
     rows = [{"item": pack(item)} for item in items]
-    produced = ray.data.from_items(rows, override_num_blocks=min(len(rows), 8 * workers)).map_batches(
+    produced = from_items(rows, override_num_blocks=min(len(rows), 8 * workers)).map_batches(
         partial(_produce, produce), batch_size=1, batch_format="pyarrow"
     )
     reduced = produced.repartition(partitions, keys=[PARTITION]).map_batches(

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import ray
-import ray.data
 
 from pipeline import logs, metrics
 from pipeline.payload import pack, unpack
@@ -139,13 +138,16 @@ def _count_shards(progress: StepProgress, made: Sequence[Made]) -> None:
 def _receipts(
     job: Pass, works: Sequence[ShardWork], workers: int, gpus: int | None
 ) -> Generator[dict[str, Any], None, None]:
+    from ray import data  # here, since not every worker that imports this module needs it, and it takes them a second
+
     items = [{"work": pack(work)} for work in works]
-    shards = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_READ_TASKS))
+    shards = data.from_items(items, override_num_blocks=min(len(items), _MOST_READ_TASKS))
     # Every chunk is a block of its own, so it goes on as soon as it is read, and to any worker. Ray Data would gather
     # 128 MB of them first.
     shards.context.target_max_block_size = 1
     encoders, here = place_encoders(workers, gpus), cpu_work(workers)
-    shards.context.execution_options.resource_limits = _limits(workers, encoders)
+    limits = data.ExecutionResources.for_limits(**_limits(workers, encoders))
+    shards.context.execution_options.resource_limits = limits
     chunks = shards.flat_map(partial(_read, job), num_cpus=_READ_CPUS, **here)
     decoded = chunks.map(partial(decode_chunk, job), num_cpus=_DECODE_CPUS, **here)
     if any(work.needs for work in works):
@@ -155,7 +157,7 @@ def _receipts(
             fn_constructor_args=(encoders.on_gpus,),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=encoders.now, max_size=encoders.most),
+            compute=data.ActorPoolStrategy(min_size=encoders.now, max_size=encoders.most),
             num_cpus=encoders.cpus,
             num_gpus=int(encoders.on_gpus),
             **({} if encoders.on_gpus else here),
@@ -165,11 +167,11 @@ def _receipts(
     yield from encoded.map(partial(write_piece, job), num_cpus=_WRITE_CPUS, **here).iter_rows()
 
 
-def _limits(workers: int, encoders: Encoders) -> ray.data.ExecutionResources:
+def _limits(workers: int, encoders: Encoders) -> dict[str, float]:
     """What a pass may use of a cluster that is larger, or shared. Encoders' CPUs beside GPUs come on top."""
     if not encoders.on_gpus:
-        return ray.data.ExecutionResources.for_limits(cpu=workers)
-    return ray.data.ExecutionResources.for_limits(cpu=workers + encoders.most * encoders.cpus, gpu=encoders.most)
+        return {"cpu": workers}
+    return {"cpu": workers + encoders.most * encoders.cpus, "gpu": encoders.most}
 
 
 def _named(job: Pass, work: ShardWork) -> AbstractContextManager[None]:

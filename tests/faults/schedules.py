@@ -171,6 +171,7 @@ def make_config(place: Place, home: str, models: Mapping[str, Any], steps: Seque
         "models": dict(models),
         "steps": list(steps),
         "export": [{"format": format, "path": f"{home}/{name}", **storage} for format, name in exports],
+        "resources": {"workers": 2},  # most of the time of a schedule, processes start
     }
 
 
@@ -193,7 +194,7 @@ def open_harness(folder: Path) -> Iterator[Harness]:
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     bucket = s3fs.S3FileSystem(endpoint_url=url, key="k", secret="s")
-    bucket.mkdir(_BUCKET)
+    bucket.makedirs(_BUCKET, exist_ok=True)  # one of an earlier harness of this process is there still
     for path in sorted((folder / "pool/pool").glob("*.tar")):
         bucket.pipe(f"{_BUCKET}/pool/{path.name}", path.read_bytes())
     before = os.environ.get("PYTHONPATH")
