@@ -19,6 +19,9 @@ from operators.errors import ConfigError
 _READER_CPUS = 0.75
 """What reading and decoding need at least, on some node, beside any encoders: a task of each."""
 
+_WORTH_AN_ENCODER = 4 * 2**20
+"""Bytes of shards that take an encoder on a CPU about as long as its start, some seconds."""
+
 
 def num_actors(workers: int, threads: int) -> int:
     """How many actors of a step that needs all of its actors at once.
@@ -88,20 +91,31 @@ class Encoders:
     on_gpus: bool
 
 
-def place_encoders(workers: int, gpus: int | None) -> Encoders:
+def encoders_on_cpus(workers: int, size: float) -> int:
+    """How many encoders a pass may start on CPUs: one a worker, fewer for a small pool.
+
+    Args:
+        workers: CPU workers of the run.
+        size: bytes of the shards to go over.
+    """
+    return max(1, min(workers, math.ceil(size / _WORTH_AN_ENCODER)))
+
+
+def place_encoders(workers: int, gpus: int | None, size: float) -> Encoders:
     """A pool that uses every GPU, or without any every CPU, and leaves readers and decoders what feeds it.
 
     On GPUs an encoder keeps a CPU to itself, or its share of them on a node that has fewer CPUs than GPUs. Where no
     other node could decode, half of a node's CPUs stay free of encoders.
 
-    On CPUs there is an encoder a worker. Each leaves so much that the nodes have a CPU free on average, so some node
-    has one in one piece: with all CPUs of a cluster but one taken, four nodes of 2 kept a quarter each, and decoded no
-    image. Of several nodes the largest may be lost while encoders run: they start again on the others, all of them if
-    there is room, and even then readers and decoders have what they need.
+    On CPUs there is an encoder a worker, if the pool is worth that many. Each leaves so much that the nodes have a CPU
+    free on average, so some node has one in one piece: with all CPUs of a cluster but one taken, four nodes of 2 kept a
+    quarter each, and decoded no image. Of several nodes the largest may be lost while encoders run: they start again on
+    the others, all of them if there is room, and even then readers and decoders have what they need.
 
     Args:
         workers: CPU workers of the run.
         gpus: how many it may use, also such as are still to come; None for all that there are.
+        size: bytes of the shards to go over.
     """
     nodes = _live_nodes()
     there = sum(_gpus(node) for node in nodes)
@@ -109,6 +123,7 @@ def place_encoders(workers: int, gpus: int | None) -> Encoders:
     if most:
         share = min([1.0, *_shares_beside_gpus(nodes)])
         return Encoders(max(1, min(there, most)), most, _floor(share), on_gpus=True)
+    workers = encoders_on_cpus(workers, size)
     cpus = [min(_cpus(node), workers) for node in nodes if _cpus(node)]
     smallest = min(cpus, default=1)
     share = max(smallest - 1, 1 - _READER_CPUS) / smallest

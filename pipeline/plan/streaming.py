@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.placement import encoders_on_cpus
 from pipeline.plan.work import Inputs, Work
 from pipeline.run import Modality
 
@@ -68,7 +69,8 @@ def _embeddings(inputs: Inputs, needs: Sequence[Need], rows: float, parts: float
     for model, modality in needs:
         encoding = inputs.encoding(model, modality)
         start = encoding.start if not any(name.startswith(f"{model}.") for name in works) else None
-        encoders = inputs.machines.gpus if encoding.gpu_seconds else inputs.workers
+        on_cpus = encoders_on_cpus(inputs.workers, inputs.facts.bytes)
+        encoders = inputs.machines.gpus if encoding.gpu_seconds else on_cpus
         own_seconds = start.seconds - (inputs.rates.worker.seconds if works else 0.0) if start else 0.0
         stored = rows * encoding.row_bytes + parts * _PART_BYTES
         piece = rows * 2 * encoding.dim

@@ -145,7 +145,8 @@ def _receipts(
     # Every chunk is a block of its own, so it goes on as soon as it is read, and to any worker. Ray Data would gather
     # 128 MB of them first.
     shards.context.target_max_block_size = 1
-    encoders, here = place_encoders(workers, gpus), cpu_work(workers)
+    encoders = place_encoders(workers, gpus, sum(work.shard.size for work in works))
+    here = cpu_work(workers)
     limits = data.ExecutionResources.for_limits(**_limits(workers, encoders))
     shards.context.execution_options.resource_limits = limits
     chunks = shards.flat_map(partial(_read, job), num_cpus=_READ_CPUS, **here)

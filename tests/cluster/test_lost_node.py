@@ -39,7 +39,8 @@ def run(folder: Path, home: str, resources: dict[str, int]) -> None:
     curate.run_curation(Curation.model_validate(config))
 
 
-def test_a_pass_goes_on_with_fewer_nodes(tmp_path, no_ray):
+def test_a_pass_goes_on_with_fewer_nodes(tmp_path, no_ray, monkeypatch):
+    monkeypatch.setattr("pipeline.placement._WORTH_AN_ENCODER", 1)
     generate_pool(tmp_path, PoolSettings(samples=SHARDS * ROWS, samples_per_shard=ROWS))
     head = {**NODE, "num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -173,7 +173,10 @@ def test_the_subset_is_sorted_and_holds_the_kept_uids(curated):
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(1, 1), (4, 4)])
-def test_the_ledger_does_not_depend_on_workers_or_threads(curated, pool, tmp_path, ray_here, workers, threads):
+def test_the_ledger_does_not_depend_on_workers_or_threads(
+    curated, pool, tmp_path, ray_here, workers, threads, monkeypatch
+):
+    monkeypatch.setattr("pipeline.placement._WORTH_AN_ENCODER", 1)  # so many encoders as workers
     settings, _, _ = curated
     other = config(pool, tmp_path, resources={"threads": threads}, report=False)
     run(other, workers)

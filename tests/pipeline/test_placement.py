@@ -73,7 +73,7 @@ def shapes(*pairs):
 )
 def test_every_gpu_has_an_encoder_and_something_decodes(nodes, cluster, gpus, expected):
     nodes += shapes(*cluster)
-    assert place_encoders(72, gpus) == expected
+    assert place_encoders(72, gpus, 1) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,19 @@ def test_every_gpu_has_an_encoder_and_something_decodes(nodes, cluster, gpus, ex
 )
 def test_encoders_on_cpus_leave_some_node_the_cpus_to_feed_them(nodes, cluster, workers, expected):
     nodes += shapes(*cluster)
-    pool = place_encoders(workers, 0)
+    pool = place_encoders(workers, 0, 1e12)
     assert pool == expected
     assert sum(cpus for cpus, _ in cluster) - pool.now * pool.cpus >= 0.75 * len(cluster) or workers == 9
     if len(cluster) > 1:  # also when the largest node is lost, and its encoders start again on the others
         left = sorted(cpus for cpus, _ in cluster)[:-1]
         assert sum(left) - pool.now * pool.cpus >= 0.75 * len(left)
+
+
+def test_a_small_pool_starts_few_encoders(nodes):
+    nodes += shapes((4, 0))
+    assert place_encoders(4, 0, 1_000_000).now == 1
+    assert place_encoders(4, 0, 10_000_000).now == 3
+    assert place_encoders(4, 0, 0).now == 1
 
 
 def test_cpu_work_stays_off_gpu_nodes_where_the_others_have_the_cpus_asked_for(nodes):
