@@ -116,6 +116,14 @@ def report_path(number: int) -> str:
     return f"{FOLDER}/{number:04d}.html"
 
 
+def when_begun(store: Store, number: int) -> str:
+    """When the night of a snapshot began, also of one that is about to be published: UTC; empty where nobody knows."""
+    try:
+        return str(store.read_json(night_path(number))["started"])
+    except FileNotFoundError:
+        return ""
+
+
 def night_path(number: int) -> str:
     """Where the times of the night that made a snapshot lie."""
     return f"{FOLDER}/{number:04d}.night.json"

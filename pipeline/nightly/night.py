@@ -180,7 +180,8 @@ def plan_night(config: Nightly) -> Tonight:
 
 def _night(config: Nightly, tonight: Tonight, state: _State, *, workers: int, progress: Progress) -> Night:
     parent, number = tonight.parent, tonight.history.next
-    started, clock = time.time(), time.monotonic()
+    clock = time.monotonic()
+    begun = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": socket.gethostname()}
     # A copy: what the run adds to it would be taken as given when the work starts over without it.
     given, standing = copy.deepcopy(state.given), state.standing
     run = start_run(config, tonight.shards.used, workers=workers, progress=progress, given=given, standing=standing)
@@ -189,13 +190,10 @@ def _night(config: Nightly, tonight: Tonight, state: _State, *, workers: int, pr
     _check_drift(snapshot)
     for name, artifact in run.artifacts.items():
         run.artifacts[name] = replace(artifact, rows_new=count_new(artifact, state.artifacts.get(name)))
+    config.store.replace(night_path(number), to_json(begun))  # the report says so
     summary = finish(config, run, snapshot)
-    times = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.monotonic() - clock, 3),
-        "host": socket.gethostname(),
-        "rows_new": {step.name: step.rows_new for step in summary.steps},
-    }
+    rows_new = {step.name: step.rows_new for step in summary.steps}
+    times = {**begun, "seconds": round(time.monotonic() - clock, 3), "rows_new": rows_new}
     config.store.replace(night_path(number), to_json(times))
     publish_snapshot(config.store, snapshot)
     return Night(snapshot, True, summary)

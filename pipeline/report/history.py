@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.report.curves import Curve, Knot, draw_curves
 from pipeline.report.page import Block, Cell, Chart, Column, Section, Table, Tone, number, percent
-from pipeline.snapshots import Snapshot, read_history, read_snapshot
+from pipeline.snapshots import Snapshot, read_history, read_snapshot, when_begun
 from pipeline.storage import Store
 
 _MEASURES = {
@@ -25,6 +25,7 @@ class Night:
 
     Attributes:
         id, parent, policy: its own.
+        begun: when its night began: UTC, to the minute.
         is_shown: whether the report is of it.
         shards: new ones.
         seen, kept: samples of the whole pool.
@@ -35,6 +36,7 @@ class Night:
     id: int
     parent: int | None
     policy: str
+    begun: str
     is_shown: bool
     shards: int
     seen: int
@@ -56,7 +58,7 @@ def find_nights(store: Store, shown: Snapshot | None = None) -> list[Night]:
     if shown and shown["id"] not in history.ids:
         snapshots.append(shown)
     number = shown["id"] if shown else history.current
-    return [_night(snapshot, number) for snapshot in snapshots]
+    return [_night(store, snapshot, number) for snapshot in snapshots]
 
 
 def history_sections(nights: Sequence[Night]) -> list[Section]:
@@ -77,7 +79,7 @@ def history_sections(nights: Sequence[Night]) -> list[Section]:
     return [Section("history", "History", intro, tuple(blocks))]
 
 
-def _night(snapshot: Snapshot, shown: int | None) -> Night:
+def _night(store: Store, snapshot: Snapshot, shown: int | None) -> Night:
     drift: dict[str, tuple[float, str]] = {}
     for found in snapshot["drift"]:
         worst = max(drift.get(found["measure"], (-1.0, "")), (found["value"], found["mark"]), key=_severity)
@@ -86,6 +88,7 @@ def _night(snapshot: Snapshot, shown: int | None) -> Night:
         id=snapshot["id"],
         parent=snapshot["parent"],
         policy=snapshot["policy"],
+        begun=when_begun(store, snapshot["id"])[:16].replace("T", " "),
         is_shown=snapshot["id"] == shown,
         shards=len(snapshot["shards"]["new"]),
         seen=snapshot["counts"]["seen"],
@@ -103,6 +106,7 @@ def _severity(found: tuple[float, str]) -> tuple[int, float]:
 def _table(nights: Sequence[Night]) -> Table:
     columns = (
         Column("snapshot", help="its id; the one that this report is of is marked"),
+        Column("begun", numeric=False, help="when the night began, UTC"),
         Column("policy", numeric=False, help="and the snapshot that the night went on from, where it is not the last"),
         Column("shards", help="new ones"),
         Column("seen", help="samples of the whole pool"),
@@ -120,6 +124,7 @@ def _row(night: Night) -> tuple[Cell, ...]:
     counts = (night.shards, night.seen, night.added, night.removed, night.kept)
     return (
         Cell(f"{night.id} (this report)" if night.is_shown else str(night.id), night.id),
+        Cell(night.begun or "-", night.begun),
         Cell(policy, policy),
         *(Cell(number(count), count) for count in counts),
         *(_drift_cell(night.drift.get(measure)) for measure in _MEASURES),

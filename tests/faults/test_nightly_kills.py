@@ -23,9 +23,9 @@ def test_killed_while_it_shows_itself_and_while_it_commits(tmp_path, no_ray):
     with open_harness(tmp_path) as harness:
         _, counts = harness.undisturbed(NIGHTLY, remote=False)
         assert counts["run.json"] == 2
-        # Of each attempt, a file of the diff; of each night, the times, the snapshot and the pointer. So what would be
-        # the last commit is, after one more attempt, the one before it.
-        faults = [Fault("run.json", 1, True, DRIVER), Fault("snapshots", counts["snapshots"] - 1, False, DRIVER)]
+        # Of each attempt, a file of the diff and when it began; of each night, the times, the snapshot and the pointer.
+        # So after one more attempt, two more commits, the snapshot has the number that comes after the last one's.
+        faults = [Fault("run.json", 1, True, DRIVER), Fault("snapshots", counts["snapshots"], False, DRIVER)]
         harness.strike(NIGHTLY, "two-kills", faults, tally)
     assert tally.good, tally.show()
     assert tally.faults[DRIVER] == 2

@@ -48,11 +48,24 @@ def test_the_section(store):
     for number in (1, 2, 3, 4):
         publish_snapshot(store, snapshot(number, 0.05 * number, "warn" if number > 2 else ""))
     make_current(store, 3)
+    store.replace("snapshots/0003.night.json", b'{"started": "2026-11-21T02:00:07Z"}')
     (section,) = history_sections(find_nights(store))
     table, *charts = section.blocks
     assert isinstance(table, Table)
     assert [cell.text for cell in table.rows[1]] == [
-        *("3 (this report)", "append", "2", "3,000", "400", "0", "1,200", "-", "15.0\N{NO-BREAK SPACE}% !", "-"),
+        *(
+            "3 (this report)",
+            "2026-11-21 02:00",
+            "append",
+            "2",
+            "3,000",
+            "400",
+            "0",
+            "1,200",
+            "-",
+            "15.0\N{NO-BREAK SPACE}% !",
+            "-",
+        ),
         "1.2\N{NO-BREAK SPACE}%",
     ]
     assert [chart.title for chart in charts if isinstance(chart, Chart)] == [
