@@ -41,7 +41,7 @@ KINDS = {DRIVER: 4, WORKER: 3, EXIT: 2, NODE: 1, SECOND: 1, FROZEN: 1, FULL: 2}
 """How often each is drawn, against the others."""
 ONCE = {NODE, SECOND, FROZEN}
 """Those that take long: at most one each in a schedule."""
-SHARE = 0.6
+SHARE = 0.3
 """Of the steps that are struck."""
 S3_FAULTS = Faults(slow_down=0.03, internal=0.03, denied=0.02, reset=0.05, lost_reply=0.05, stale_list=0.05)
 
