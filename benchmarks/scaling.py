@@ -40,7 +40,8 @@ from pipeline.progress import Progress
 
 BATCH = 32
 """Images of a shard, of a chunk and of a forward pass."""
-SHORT_IMAGES, IMAGES = 128, 640
+SHORT_IMAGES, IMAGES = 192, 640
+"""Of the short pass, 16 MB, which are worth four encoders, and of the rest of the long one."""
 ROWS, ITERATIONS, CLUSTERS = 250_000, 16, 1_000
 SHORT_ROWS, DEDUP_ROWS = 40_000, 400_000
 
