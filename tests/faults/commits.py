@@ -88,7 +88,8 @@ class Plan:
     @staticmethod
     def write(folder: Path, workspace: str, faults: list[Fault], *, everywhere: bool = False) -> "Plan":
         """Lays a plan down, before any process starts."""
-        (folder / "commits").mkdir(parents=True)
+        for name in ("commits", "places"):
+            (folder / name).mkdir(parents=True)
         plan = {"workspace": workspace, "faults": [asdict(fault) for fault in faults], "everywhere": everywhere}
         (folder / "plan.json").write_text(json.dumps(plan))
         return Plan(folder)
@@ -110,10 +111,14 @@ class Plan:
         """Whether nobody has come to the commit of this file this night, in any attempt."""
         place = hashlib.sha256(f"{os.environ[NIGHT]} {_ATTEMPT.sub('attempt', name)}".encode()).hexdigest()
         try:
-            (self.folder / f"{place}.place").touch(exist_ok=False)
+            (self.folder / "places" / place).touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
+
+    def places(self) -> int:
+        """How many files there were commits of, each counted once a night."""
+        return sum(1 for _ in (self.folder / "places").iterdir())
 
     def struck(self) -> dict[str, Struck]:
         """Who came to a fault: by its number, or a name where faults are everywhere."""
@@ -161,7 +166,7 @@ def _counted(write: Callable[..., Any], locate: Callable[..., tuple[str, str]], 
         try:
             step = name.partition("/")[0] if url.rstrip("/") == plan.workspace.rstrip("/") else OUTSIDE
             commit = plan.count(step)
-            if plan.everywhere and plan.is_first(f"{url}/{name}"):
+            if plan.is_first(f"{url}/{name}") and plan.everywhere:
                 plan.come_to(f"{step}-{commit}", DRIVER, url)
             found = [(i, fault) for i, fault in enumerate(plan.faults) if (fault.step, fault.commit) == (step, commit)]
             for number, fault in found:

@@ -32,7 +32,7 @@ from pipeline.storage import Store
 from pipeline.verify.workspace import verify
 from tests.faults import cases
 from tests.faults.attempts import DRIVER, EXIT, FROZEN, FULL, NODE, SECOND, WORKER, Attempts
-from tests.faults.commits import Fault
+from tests.faults.commits import Fault, Plan
 from tests.faults.nodes import Nodes
 from tests.faults.outcomes import WORK, Outcome, Tally, compare, read_outcome
 from tests.faults.s3_proxy import FaultProxy, Faults
@@ -71,28 +71,28 @@ class Harness:
         self.folder = folder
         self.nodes = nodes
         self.server = server
-        self._undisturbed: dict[tuple[str, bool], tuple[Outcome, Mapping[str, int]]] = {}
+        self._undisturbed: dict[tuple[str, bool], tuple[Outcome, Plan]] = {}
 
     def run(self, case: str, seed: int, tally: Tally) -> None:
         """One schedule, added to a tally: in a folder where the seed is even, in a bucket where it is odd."""
         remote = seed % 2 == 1
-        _, counts = self.undisturbed(case, remote=remote)
+        _, plan = self.undisturbed(case, remote=remote)
         with self._place(remote, replace(S3_FAULTS, seed=seed)) as (place, proxy):
-            self._strike(place, proxy, case, f"{case}-{seed}", draw(seed, counts), tally)
+            self._strike(place, proxy, case, f"{case}-{seed}", draw(seed, plan.commits()), tally)
 
     def strike(self, case: str, name: str, faults: list[Fault], tally: Tally, *, everywhere: bool = False) -> None:
         """A schedule of these very faults, or of a kill before every commit, in a folder, added to a tally."""
         with self._place(False, Faults()) as (place, _):
             self._strike(place, None, case, name, faults, tally, everywhere=everywhere)
 
-    def undisturbed(self, case: str, *, remote: bool) -> tuple[Outcome, Mapping[str, int]]:
-        """What a case comes to where nothing strikes, and its commits by step."""
+    def undisturbed(self, case: str, *, remote: bool) -> tuple[Outcome, Plan]:
+        """What a case comes to where nothing strikes, and the plan that has counted its commits."""
         if (case, remote) not in self._undisturbed:
             with self._place(remote, Faults()) as (place, _):
                 attempts, home = self._finish(place, case, f"{case}-undisturbed-{remote}", [])
                 counts = attempts.plan.commits()
                 assert counts["samples"] > cases.SHARDS, f"the commits of workers must be counted, got {counts}"
-                self._undisturbed[case, remote] = read_outcome(home), counts
+                self._undisturbed[case, remote] = read_outcome(home), attempts.plan
         return self._undisturbed[case, remote]
 
     def _strike(
