@@ -49,11 +49,10 @@ def steps(folder: Path) -> Mapping[str, list[dict[str, Any]]]:
             density,
         ],
         "curation": [
-            {"step": "score", "name": "alignment", "model": "tiny"},
             {"step": "rules", "min_side": 20, "min_words": 2},
             {"step": "deny", "uids": f"{folder}/deny.txt"},
             {"step": "exact_dedup"},
-            {**top, "diversity": {"model": "raw", "clusters": 4}},
+            {**top, "score": None, "column": "bytes", "diversity": {"model": "raw", "clusters": 4}},
             {"step": "semantic_dedup", "model": "raw", "clusters": 4, "epsilon": 0.01},
             {"step": "decontaminate", "model": "raw", "against": [source("test")], "epsilon": 0.001},
             own,
@@ -82,9 +81,8 @@ def nights(pool: str) -> list[dict[str, str]]:
     return [{"pool.path": pool.replace("*", "0000[0-3]")}, {}]
 
 
-def models(folder: Path) -> Mapping[str, Any]:
-    """The models of every case."""
-    return {
-        "raw": {"library": "pixels", "size": 8},
-        "tiny": {"library": "open_clip", "name": f"{folder}/model.json", "weights": "random"},
-    }
+def models(folder: Path, case: str) -> Mapping[str, Any]:
+    """The models of a case: it takes seconds to import what a run would not use."""
+    raw = {"library": "pixels", "size": 8}
+    tiny = {"library": "open_clip", "name": f"{folder}/model.json", "weights": "random"}
+    return {"raw": raw, "tiny": tiny} if case == "learned" else {"raw": raw}

@@ -122,7 +122,7 @@ class Harness:
     ) -> tuple[Attempts, Store]:
         """Runs a schedule; returns its runs and its folder."""
         home = Store(f"{place.outputs}/{name}", dict(place.storage))
-        config = make_config(place, home.url, cases.models(self.folder), cases.steps(self.folder)[case])
+        config = make_config(place, home.url, cases.models(self.folder, case), cases.steps(self.folder)[case])
         is_nightly = case == cases.NIGHTLY
         nights = cases.nights(place.pool) if is_nightly else [{}]
         config |= {"nightly": {}} if is_nightly else {}
