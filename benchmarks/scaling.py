@@ -80,16 +80,19 @@ def compare(what: str, folder: Path, allotments: Sequence[Sequence[int]], repeat
     taken: dict[int, list[float]] = {}
     ours: dict[int, list[float]] = {}
     ceiling: dict[int, list[float]] = {}
-    for _ in range(repeats):
+    for number in range(repeats):
         for cores in allotments:
             count = len(cores)
             taken.setdefault(count, []).append(measure(what, folder, cores))
             alone = taken[1][-1]
             ours.setdefault(count, []).append(alone / count / taken[count][-1])
+            print(f"  round {number + 1}: {count} workers {taken[count][-1]:.1f} s", end="", flush=True)
             if count > 1:
                 with ThreadPoolExecutor(count) as pool:
                     apart = list(pool.map(lambda core: measure(what, folder, [core]), cores))
                 ceiling.setdefault(count, []).append(alone / statistics.mean(apart))
+                print(f", {count} processes apart {statistics.mean(apart):.1f} s", end="", flush=True)
+            print(flush=True)
     for count, seconds in taken.items():
         line = f"{what:7} {count:2} workers {statistics.median(seconds):7.1f} s   efficiency {_spread(ours[count])}"
         if count > 1:
