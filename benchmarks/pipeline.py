@@ -86,7 +86,7 @@ def bare_loop(files: list[bytes], cores: int) -> float:
         return len(files) / (time.perf_counter() - started)
 
 
-def pass_seconds(pool: Path, cores: int) -> float:
+def pass_seconds(pool: Path, cores: int, progress: Progress | None = None) -> float:
     """Wall time of one pass that makes `samples` and the embeddings of a pool."""
     with tempfile.TemporaryDirectory() as workspace:
         config = Curation.model_validate(
@@ -96,7 +96,7 @@ def pass_seconds(pool: Path, cores: int) -> float:
                 "models": {"clip": {"library": "open_clip", "name": "ViT-B-32", "weights": "random"}},
             }
         )
-        run = start_run(config, list_shards(config.pool), workers=cores, progress=Progress())
+        run = start_run(config, list_shards(config.pool), workers=cores, progress=progress or Progress())
         started = time.perf_counter()
         make(run, [("clip", "image")])
         return time.perf_counter() - started
