@@ -16,7 +16,7 @@ clocks that cores share; what w workers lose beyond that is lost to us.
 
 At scale 1 one worker takes 20 to 90 s of each. Start-up is not counted: of `embed` the rate is taken once every
 encoder has had some chunks, iterations are timed from the end of the first, and the time of a short `dedup` is taken
-off that of a long one.
+off that of a long one. Time that the host of a virtual machine gave to others ("steal") is taken off, too.
 """
 
 import argparse
@@ -26,8 +26,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         what, folder = options.measure
-        print(json.dumps(MEASURES[what](Path(folder), len(os.sched_getaffinity(0)))))
+        print(json.dumps(unstolen(what, Path(folder))))
         return
     cores = sorted(os.sched_getaffinity(0))
     counts = sorted({1, *(count for count in options.workers if count <= len(cores))})
@@ -112,6 +113,22 @@ def measure(what: str, folder: Path, cores: Sequence[int]) -> float:
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
     return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def unstolen(what: str, folder: Path) -> float:
+    """Seconds of a piece of work on the cores of this process, less the share that the host gave to others meanwhile."""
+    cores = os.sched_getaffinity(0)
+    started, before = time.perf_counter(), _stolen(cores)
+    seconds = MEASURES[what](folder, len(cores))
+    share = (_stolen(cores) - before) / (len(cores) * (time.perf_counter() - started))
+    return seconds * (1 - share)
+
+
+def _stolen(cores: Collection[int]) -> float:
+    """Seconds that a virtual machine's cores had work and were not run, all together."""
+    rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    times = {row[0]: row for row in rows if row[0].startswith("cpu")}
+    return sum(int(times[f"cpu{core}"][8]) for core in cores) / os.sysconf("SC_CLK_TCK")
 
 
 def prepare_embed(folder: Path, scale: float) -> None:
