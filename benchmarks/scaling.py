@@ -116,7 +116,7 @@ def measure(what: str, folder: Path, cores: Sequence[int]) -> float:
 
 
 def unstolen(what: str, folder: Path) -> float:
-    """Seconds of a piece of work on the cores of this process, less the share that the host gave to others meanwhile."""
+    """Seconds of a piece of work on the cores of this process, less the share that the host gave to others."""
     cores = os.sched_getaffinity(0)
     started, before = time.perf_counter(), _stolen(cores)
     seconds = MEASURES[what](folder, len(cores))
