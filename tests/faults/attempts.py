@@ -20,7 +20,7 @@ from tests.faults.nodes import Nodes, send
 
 DRIVER, WORKER, EXIT, NODE = commits.DRIVER, "worker killed", commits.EXIT, "node lost"
 SECOND, FROZEN, FULL = "second driver", "writer stopped and woken", commits.DISK_FULL
-_RUN_SECONDS = 300
+_RUN_SECONDS = 600
 _ROOT = Path(__file__).parents[2]
 
 

@@ -15,7 +15,7 @@ from pipeline.ledger import ledger_sha256
 from pipeline.pool_plan import PoolSettings
 from pipeline.storage import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.long]
 
 SLOW = """
 import time
