@@ -46,9 +46,7 @@ def shuffle(
     if partitions == 1:
         yield _in_one_task(items, produce, reduce, workers)
         return
-    from ray.data import (
-        from_items,
-    )  # here, since most workers that import this module never need it, and it takes them a second
+    from ray.data import from_items  # here: most workers that import this module do without, and it takes a second
 
     rows = [{"item": pack(item)} for item in items]
     produced = from_items(rows, override_num_blocks=min(len(rows), 8 * workers)).map_batches(

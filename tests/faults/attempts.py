@@ -20,7 +20,7 @@ from tests.faults.nodes import Nodes, send
 
 DRIVER, WORKER, EXIT, NODE = commits.DRIVER, "worker killed", commits.EXIT, "node lost"
 SECOND, FROZEN, FULL = "second driver", "writer stopped and woken", commits.DISK_FULL
-_RUN_SECONDS = 600
+_RUN_SECONDS = 300
 _ROOT = Path(__file__).parents[2]
 
 
@@ -33,7 +33,6 @@ class Attempts:
         faults: what happens meanwhile.
         nodes: where it runs.
         nights: of each run that must end well, in order, what is otherwise than in the config: key -> value.
-        everywhere: the driver also dies before every commit, each file's once a night.
 
     Attributes:
         runs: how many there were.
@@ -47,12 +46,10 @@ class Attempts:
         faults: list[Fault],
         nodes: Nodes,
         nights: Sequence[Mapping[str, str]] = ({},),
-        *,
-        everywhere: bool = False,
     ) -> None:
         self.runs = 0
         self.struck: Counter[str] = Counter()
-        self.plan = Plan.write(home, config["workspace"], faults, everywhere=everywhere)
+        self.plan = Plan.write(home, config["workspace"], faults)
         self._home = home
         self._nodes = nodes
         self._seen: set[str] = set()

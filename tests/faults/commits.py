@@ -1,10 +1,10 @@
 """Where faults strike: at the commits of a driver and its workers, wherever a file becomes visible.
 
 A commit takes a number: how many commits of the same step, over all processes and attempts, came before it. A plan says
-at which numbers what goes wrong, or that the driver dies before every commit, each file's once a night. `install` wraps
-the writes of `Store`, in the driver (`tests.faults.driver`) and, by Ray's setup hook, in each of its workers. Who
-strikes is the harness (`tests.faults.schedules`): a process that comes to a fault says so in a file, and waits there
-for its end, or for leave to go on.
+at which numbers what goes wrong, or what goes wrong before every file, each once a night (`EVERY`). `install` wraps the
+writes of `Store`, in the driver (`tests.faults.driver`) and, by Ray's setup hook, in each of its workers. The
+harness (`tests.faults.schedules`) strikes: a process that comes to a fault says so in a file, and waits there for its
+end, or for leave to go on.
 """
 
 import errno
@@ -27,7 +27,9 @@ from pipeline.storage import Store, explain_write_errors
 FOLDER = "WINNOW_FAULTS"
 """The environment's name for the folder of a plan and of what came of it."""
 NIGHT = "WINNOW_FAULTS_NIGHT"
-"""The environment's name for the number of the night, or of whatever runs that must end well."""
+"""The environment's name for how many runs have ended well before: nights, of a nightly curation."""
+EVERY = "every file"
+"""The step of a fault that strikes before each file becomes visible, once a night, whatever its commit's number."""
 OUTSIDE = "outside the workspace"
 DRIVER, DISK_FULL, EXIT = "driver killed", "disk full", "process exits"
 _POLL_SECONDS = 0.05
@@ -75,7 +77,6 @@ class Plan:
     Attributes:
         workspace: URL of what is struck.
         faults: what goes wrong, by number.
-        everywhere: whether the driver also dies before each commit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,14 +84,13 @@ class Plan:
         found = json.loads((folder / "plan.json").read_text())
         self.workspace: str = found["workspace"]
         self.faults = [Fault(**fault) for fault in found["faults"]]
-        self.everywhere: bool = found["everywhere"]
 
     @staticmethod
-    def write(folder: Path, workspace: str, faults: list[Fault], *, everywhere: bool = False) -> "Plan":
+    def write(folder: Path, workspace: str, faults: list[Fault]) -> "Plan":
         """Lays a plan down, before any process starts."""
         for name in ("commits", "places"):
             (folder / name).mkdir(parents=True)
-        plan = {"workspace": workspace, "faults": [asdict(fault) for fault in faults], "everywhere": everywhere}
+        plan = {"workspace": workspace, "faults": [asdict(fault) for fault in faults]}
         (folder / "plan.json").write_text(json.dumps(plan))
         return Plan(folder)
 
@@ -121,7 +121,7 @@ class Plan:
         return sum(1 for _ in (self.folder / "places").iterdir())
 
     def struck(self) -> dict[str, Struck]:
-        """Who came to a fault: by its number, or a name where faults are everywhere."""
+        """Who came to a fault, by its number; to one of `EVERY`, by the step and number of the commit."""
         return {path.stem: Struck(**json.loads(path.read_text())) for path in self.folder.glob("*.struck")}
 
     def release(self, fault: str) -> None:
@@ -166,8 +166,10 @@ def _counted(write: Callable[..., Any], locate: Callable[..., tuple[str, str]], 
         try:
             step = name.partition("/")[0] if url.rstrip("/") == plan.workspace.rstrip("/") else OUTSIDE
             commit = plan.count(step)
-            if plan.is_first(f"{url}/{name}") and plan.everywhere:
-                plan.come_to(f"{step}-{commit}", DRIVER, url)
+            if plan.is_first(f"{url}/{name}"):
+                for fault in plan.faults:
+                    if fault.step == EVERY:
+                        plan.come_to(f"{step}-{commit}", fault.kind, url)
             found = [(i, fault) for i, fault in enumerate(plan.faults) if (fault.step, fault.commit) == (step, commit)]
             for number, fault in found:
                 if not fault.after:

@@ -11,12 +11,14 @@ from typing import Any
 import ray
 
 from jobs.main import main
+from pipeline import placement
 from tests.faults import commits
 
 
 def start() -> int:
     """Runs the command."""
     _wrap_workers()
+    placement._WORTH_AN_ENCODER = 1  # several encoders for a small pool
     commits.install()
     return main()
 

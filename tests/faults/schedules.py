@@ -41,7 +41,7 @@ KINDS = {DRIVER: 4, WORKER: 3, EXIT: 2, NODE: 1, SECOND: 1, FROZEN: 1, FULL: 2}
 """How often each is drawn, against the others."""
 ONCE = {NODE, SECOND, FROZEN}
 """Those that take long: at most one each in a schedule."""
-SHARE = 0.3
+SHARE = 0.6
 """Of the steps that are struck."""
 S3_FAULTS = Faults(slow_down=0.03, internal=0.03, denied=0.02, reset=0.05, lost_reply=0.05, stale_list=0.05)
 
@@ -80,10 +80,10 @@ class Harness:
         with self._place(remote, replace(S3_FAULTS, seed=seed)) as (place, proxy):
             self._strike(place, proxy, case, f"{case}-{seed}", draw(seed, plan.commits()), tally)
 
-    def strike(self, case: str, name: str, faults: list[Fault], tally: Tally, *, everywhere: bool = False) -> None:
-        """A schedule of these very faults, or of a kill before every commit, in a folder, added to a tally."""
+    def strike(self, case: str, name: str, faults: list[Fault], tally: Tally) -> None:
+        """A schedule of these very faults, in a folder, added to a tally."""
         with self._place(False, Faults()) as (place, _):
-            self._strike(place, None, case, name, faults, tally, everywhere=everywhere)
+            self._strike(place, None, case, name, faults, tally)
 
     def undisturbed(self, case: str, *, remote: bool) -> tuple[Outcome, Plan]:
         """What a case comes to where nothing strikes, and the plan that has counted its commits."""
@@ -96,18 +96,10 @@ class Harness:
         return self._undisturbed[case, remote]
 
     def _strike(
-        self,
-        place: Place,
-        proxy: FaultProxy | None,
-        case: str,
-        name: str,
-        faults: list[Fault],
-        tally: Tally,
-        *,
-        everywhere: bool = False,
+        self, place: Place, proxy: FaultProxy | None, case: str, name: str, faults: list[Fault], tally: Tally
     ) -> None:
         expected, _ = self.undisturbed(case, remote=proxy is not None)
-        attempts, home = self._finish(place, case, name, faults, everywhere=everywhere)
+        attempts, home = self._finish(place, case, name, faults)
         tally.schedules += 1
         tally.runs += attempts.runs
         tally.faults += attempts.struck
@@ -117,16 +109,14 @@ class Harness:
         compare(expected, read_outcome(home), name, tally)
         tally.different += [f"{name}: {finding}" for finding in look_around(home)]
 
-    def _finish(
-        self, place: Place, case: str, name: str, faults: list[Fault], *, everywhere: bool = False
-    ) -> tuple[Attempts, Store]:
+    def _finish(self, place: Place, case: str, name: str, faults: list[Fault]) -> tuple[Attempts, Store]:
         """Runs a schedule; returns its runs and its folder."""
         home = Store(f"{place.outputs}/{name}", dict(place.storage))
         config = make_config(place, home.url, cases.models(self.folder, case), cases.steps(self.folder)[case])
         is_nightly = case == cases.NIGHTLY
         nights = cases.nights(place.pool) if is_nightly else [{}]
         config |= {"nightly": {}} if is_nightly else {}
-        attempts = Attempts(self.folder / "schedules" / name, config, faults, self.nodes, nights, everywhere=everywhere)
+        attempts = Attempts(self.folder / "schedules" / name, config, faults, self.nodes, nights)
         attempts.finish()
         return attempts, home
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.faults.attempts import DRIVER
 from tests.faults.cases import NIGHTLY
-from tests.faults.commits import Fault
+from tests.faults.commits import EVERY, Fault
 from tests.faults.outcomes import Tally
 from tests.faults.schedules import open_harness
 
@@ -40,7 +40,7 @@ def test_killed_before_every_commit(tmp_path, no_ray):
     tally = Tally()
     with open_harness(tmp_path) as harness:
         _, plan = harness.undisturbed(NIGHTLY, remote=False)
-        harness.strike(NIGHTLY, "every-kill", [], tally, everywhere=True)
+        harness.strike(NIGHTLY, "every-kill", [Fault(EVERY, 0, False, DRIVER)], tally)
         places = plan.places()
     assert tally.good, tally.show()
     assert tally.faults[DRIVER] >= places, tally.show()

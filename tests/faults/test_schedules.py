@@ -15,7 +15,7 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_schedules(tmp_path, no_ray):
     tally = Tally()

@@ -240,8 +240,9 @@ def test_every_kind_of_step_costs_something(config, sampled, rates, step):
     assert small.kept is None or 0 <= small.kept <= 1
 
 
-def test_costs_grow_with_the_pool(config, sampled, rates):
+def test_costs_grow_with_the_pool(config, sampled, rates, monkeypatch):
     """A million samples: decoding and k-means by hand, from the rates."""
+    monkeypatch.setattr("pipeline.plan.rehearsal.time.process_time", lambda: 0.0)  # what is written is not timed
     plan = scaled(config, sampled, rates, 1_000_000)
     work = works(plan)
     facts = plan.facts
@@ -257,8 +258,8 @@ def test_costs_grow_with_the_pool(config, sampled, rates):
     assert work["export uids"].stored == 500_000 * 16
     ten = works(scaled(config, sampled, rates, 10_000_000))
     assert ten["samples"].cpu_seconds == pytest.approx(10 * work["samples"].cpu_seconds, rel=0.05)
-    # Two clusters only: members are compared in pairs, a hundred times as many; what grows tenfold is timed.
-    assert ten["semantic_dedup"].cpu_seconds > 20 * work["semantic_dedup"].cpu_seconds
+    # Two clusters only: members are compared in pairs.
+    assert ten["semantic_dedup"].cpu_seconds > 50 * work["semantic_dedup"].cpu_seconds
 
 
 def test_gpus_take_over_encoding_and_kmeans(config, sampled, rates):
