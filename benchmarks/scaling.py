@@ -14,9 +14,10 @@ clocks that cores share; what w workers lose beyond that is lost to us.
     kmeans  iterations over rows of 512 numbers and 1,000 clusters, by one actor of one thread a worker
     dedup   the step `semantic_dedup` over embeddings of 256 numbers: its k-means, shuffle, comparisons and verdicts
 
-At scale 1 one worker takes 20 to 90 s of each. Start-up is not counted: of `embed` the rate is taken once every
-encoder has had some chunks, iterations are timed from the end of the first, and the time of a short `dedup` is taken
-off that of a long one. Time that the host of a virtual machine gave to others ("steal") is taken off, too.
+At scale 1 one worker takes 20 to 90 s of each. Start-up is not counted: the rate of `embed` is that of the time in
+which every encoder has chunks, but for its first ones, iterations are timed from the end of the first, and the time of
+a short `dedup` is taken off that of a long one. Time that the host of a virtual machine gave to others ("steal") is
+taken off, too.
 """
 
 import argparse
@@ -44,7 +45,7 @@ BATCH = 16
 """Images of a shard, of a chunk and of a forward pass."""
 IMAGES = 768
 _WARM = 3
-"""Chunks a worker that are not timed."""
+"""Chunks a worker that are not timed, at the start."""
 ROWS, ITERATIONS, CLUSTERS = 600_000, 8, 1_000
 """With 250,000 an iteration of four workers took 0.4 s, and what is done between iterations showed."""
 SHORT_ROWS, DEDUP_ROWS = 40_000, 400_000
@@ -136,21 +137,23 @@ def prepare_embed(folder: Path, scale: float) -> None:
     """Tars of one batch each."""
     from benchmarks.pipeline import photo_like, write_tars
 
-    count = BATCH * max(1, round(scale * IMAGES / BATCH))
+    count = BATCH * max(2 * _WARM * len(os.sched_getaffinity(0)), round(scale * IMAGES / BATCH))
     with ThreadPoolExecutor() as threads:
         write_tars(folder, list(threads.map(photo_like, range(count))), num_shards=count // BATCH)
 
 
 def measure_embed(folder: Path, workers: int) -> float:
-    """What all images take at the rate of the images after the first chunks."""
+    """What all images take at the rate of those after the first chunks and before the last."""
     from benchmarks.pipeline import pass_seconds
 
     clock = _Clock()
     with engine(Resources(workers=workers)):
         pass_seconds(folder, workers, clock)
-    started, before = next(end for end in clock.ends if end[1] >= _WARM * workers * BATCH)
-    ended, rows = clock.ends[-1]
-    return rows * (ended - started) / (rows - before)
+    every = workers * BATCH
+    images = clock.ends[-1][1]
+    steady = [end for end in clock.ends if _WARM * every <= end[1] <= images - every]
+    (started, before), (ended, rows) = steady[0], steady[-1]
+    return images * (ended - started) / (rows - before)
 
 
 class _Clock(Progress):

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from operators.errors import WorkspaceError
+from operators.errors import InputChanged, WorkspaceError
 from pipeline.lease import check_held, held
-from pipeline.remote import is_s3, open_location, retry
+from pipeline.remote import ATTEMPTS, is_s3, open_location, retry
 from pipeline.resuming import resuming
 
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
@@ -76,9 +76,16 @@ class Store:
         return cast(BinaryIO, resuming(filesystem, path, f"{self.url}/{name}"))
 
     def read(self, name: str) -> bytes:
-        """The whole content of a file. Raises FileNotFoundError."""
+        """The whole content of a file; one replaced while it is read is read anew. Raises FileNotFoundError."""
         if self.is_local:
             return cast(bytes, self.filesystem.cat_file(self.path(name)))
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(InputChanged):
+                return self._read_version(name)
+        return self._read_version(name)
+
+    def _read_version(self, name: str) -> bytes:
+        """The whole content of a file. Raises FileNotFoundError; InputChanged if it is replaced meanwhile."""
         with self.open(name) as file:
             return file.read()
 

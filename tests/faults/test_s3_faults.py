@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import os
 
 import pytest
@@ -129,6 +130,25 @@ def test_an_object_that_changes_while_it_is_read_is_an_error_and_no_mixture(prox
     monkeypatch.setattr(s3_file.SteadyFile, "_append", broken)
     with pytest.raises(InputChanged):
         list(rows)
+
+
+def test_a_file_of_a_workspace_that_is_replaced_while_it_is_read_is_read_anew(proxy, bucket, monkeypatch):
+    """As the sign of life of another run, which is read while that run writes the next."""
+    store = Store("s3://faulty", options(proxy))
+    store.replace("replaced/beat", b"1")
+    newer = iter([b"2", b"3"])
+    append = s3_file.SteadyFile._append
+
+    async def replace_and_append(self, data, start, end):
+        if content := next(newer, None):
+            await asyncio.to_thread(bucket.pipe, "faulty/replaced/beat", content)
+        await append(self, data, start, end)
+
+    monkeypatch.setattr(s3_file.SteadyFile, "_append", replace_and_append)
+    assert store.read("replaced/beat") == b"3"
+    newer = itertools.cycle([b"4", b"5"])
+    with pytest.raises(InputChanged, match=r"s3://faulty/replaced/beat must stay as it is while it is read"):
+        store.read("replaced/beat")
 
 
 async def broken(self, data, start, end):
