@@ -19,6 +19,8 @@ PARTITION = "partition"
 """The int32 column by which the rows of the first function are brought together."""
 
 ROWS_PER_PARTITION = 2_000_000
+_PARTITION_BYTES = 64 * 2**20
+"""What a partition has, more or less."""
 
 
 def num_partitions(rows: int) -> int:
@@ -49,9 +51,13 @@ def shuffle(
     from ray.data import from_items  # here: most workers that import this module do without, and it takes a second
 
     rows = [{"item": pack(item)} for item in items]
-    produced = from_items(rows, override_num_blocks=min(len(rows), 8 * workers)).map_batches(
-        partial(_produce, produce), batch_size=1, batch_format="pyarrow"
-    )
+    source = from_items(rows, override_num_blocks=min(len(rows), 8 * workers))
+    # Else half of the CPUs are kept for what cannot begin before all is produced.
+    source.context.op_resource_reservation_enabled = False
+    # Ray sorts rows into partitions by tasks of 1 GiB: of less, where the workers would not have two each.
+    batch_bytes = _PARTITION_BYTES * partitions // (2 * workers)
+    source.context.shuffle_input_batch_bytes = min(batch_bytes, source.context.shuffle_input_batch_bytes)
+    produced = source.map_batches(partial(_produce, produce), batch_size=1, batch_format="pyarrow")
     reduced = produced.repartition(partitions, keys=[PARTITION]).map_batches(
         partial(_reduce, reduce), batch_size=None, batch_format="pyarrow"
     )

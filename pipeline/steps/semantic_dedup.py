@@ -176,9 +176,9 @@ def row_bytes(dim: int) -> int:
 
 
 def rows_per_bin(rows: int, dim: int, workers: int) -> int:
-    """How many of these rows travel together: as many as memory allows, but so that every worker gets two bins."""
+    """How many of these rows travel together: as many as memory allows, but so that every worker gets four bins."""
     at_most = max(1, _BIN_BYTES // row_bytes(dim))
-    return min(at_most, max(_WORTH_A_TASK, -(-rows // (2 * workers))))
+    return min(at_most, max(_WORTH_A_TASK, -(-rows // (4 * workers))))
 
 
 def nothing_found(plan: Plan, epsilons: int) -> "Duplicates":

@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 
 import numpy as np
@@ -23,6 +24,22 @@ def test_rows_of_a_partition_meet_in_one_block(ray_here, partitions, workers):
     found = count_numbers(list(WORDS), partitions, workers)
     expected = Counter(number for numbers in WORDS.values() for number in numbers)
     assert sorted(found) == sorted(expected.items())
+
+
+@pytest.mark.ray
+def test_all_cpus_produce_at_once(ray_here, tmp_path):
+    """None is kept for what comes after: each item waits here until all four have begun."""
+
+    def produce(number: int) -> pa.Table:
+        (tmp_path / str(number)).touch()
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.iterdir())) < 4:
+            assert time.monotonic() < deadline, "the others have not begun"
+            time.sleep(0.05)
+        return pa.table({PARTITION: pa.array([number % 2], pa.int32())})
+
+    tables = shuffle(range(4), produce, lambda block: block, partitions=2, workers=4)
+    assert sum(table.num_rows for table in tables) == 4
 
 
 @pytest.mark.ray
