@@ -14,7 +14,7 @@ clocks that cores share; what w workers lose beyond that is lost to us.
     kmeans  iterations over rows of 512 numbers and 1,000 clusters, by one actor of one thread a worker
     dedup   the step `semantic_dedup` over embeddings of 256 numbers: its k-means, shuffle, comparisons and verdicts
 
-At scale 1 one worker takes 20 to 90 s of each. Start-up is not counted: the rate of `embed` is that of the time in
+At scale 1 one worker takes 13 to 120 s of each. Start-up is not counted: the rate of `embed` is that of the time in
 which every encoder has chunks, but for its first ones, iterations are timed from the end of the first, and the time of
 a short `dedup` is taken off that of a long one. Time that the host of a virtual machine gave to others ("steal") is
 taken off, too.
