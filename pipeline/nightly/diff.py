@@ -1,10 +1,10 @@
 """The samples that a snapshot has and the one before it has not, and the other way round.
 
-    snapshots/diff-<hash>/00000.parquet      DIFF_SCHEMA; the rows of the shards whose kept samples differ, in order
+    snapshots/diff-<hash>/00000-<hash>.parquet   DIFF_SCHEMA; the rows of the shards whose kept samples differ, in order
 
 Shards whose samples and final verdicts are those of before are not looked at. Of the others, each task compares a few
-and writes a file: no row passes through the driver. The hash names the two ledgers that are compared, so whoever writes
-a file writes the same.
+and writes a file: no row passes through the driver. The folder's hash names the two ledgers that are compared, that of
+a file its content: two snapshots may differ between the same ledgers by why shards are gone.
 """
 
 import hashlib
@@ -102,7 +102,7 @@ def write_diff(
     pairs = find_pairs(before, after, gone)
     folder = f"{FOLDER}/diff-{digest(before and before.ledger, after.ledger)}"
     items = [
-        (f"{folder}/{number:05d}.parquet", pairs[start : start + _SHARDS_PER_FILE])
+        (f"{folder}/{number:05d}", pairs[start : start + _SHARDS_PER_FILE])
         for number, start in enumerate(range(0, len(pairs), _SHARDS_PER_FILE))
     ]
     found = []
@@ -152,8 +152,13 @@ def _by_shard(side: Side) -> dict[str, tuple[tuple[str, str], ShardVerdicts]]:
 
 
 def _write(store: Store, item: tuple[str, Sequence[Pair]]) -> tuple[File | None, int]:
-    """Writes the file of some shards, where there is anything to write; also gives their number."""
-    path, pairs = item
+    """Writes the file of some shards, where there is anything to write; also gives their number.
+
+    Args:
+        store: the workspace.
+        item: what the file's name begins with, and the shards.
+    """
+    name, pairs = item
     tables = []
     for pair in pairs:
         after = ledger_rows(store, 1, 1, pair.after) if pair.after else None
@@ -162,9 +167,10 @@ def _write(store: Store, item: tuple[str, Sequence[Pair]]) -> tuple[File | None,
     if not table.num_rows:
         return None, len(pairs)
     data = parquet_bytes(table)
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = f"{name}-{sha256[:16]}.parquet"
     publish_beside(store, path, data)
     added = table["change"].to_pylist().count("added")
-    sha256 = hashlib.sha256(data).hexdigest()
     return File(path, added, table.num_rows - added, len(data), sha256), len(pairs)
 
 

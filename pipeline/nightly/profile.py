@@ -87,7 +87,8 @@ def profile(run: Run, scores: Sequence[str], shards: Collection[str], like: Prof
     looks = [({title: paths[title][i] for title in paths}, rows[i]) for i in chosen]
     sizes = {title: int(artifact.info["clusters"]) for title, artifact in run.clusters.items()}
     work = partial(_look_at_all, run.store, sizes, like)
-    found = reduce(_merge, spread(work, balanced(looks, run.workers), workers=run.workers), Profile())
+    parts = spread(work, balanced(looks, run.workers), workers=run.workers)
+    found = reduce(partial(_merge, _most_bins(like)), parts, Profile())
     kept = [part.counts["kept"] for part in run.verdicts[0].parts]
     seen = sum(rows[i] for i in chosen)
     return Profile(seen, seen - sum(kept[i] for i in chosen), found.values, found.clusters)
@@ -159,7 +160,7 @@ def _clustering(name: str) -> str:
 def _look_at_all(
     store: Store, sizes: Mapping[str, int], like: Profile | None, looks: Sequence[Mapping[str, str]]
 ) -> Profile:
-    return reduce(_merge, (_look(store, sizes, like, paths) for paths in looks))
+    return reduce(partial(_merge, _most_bins(like)), (_look(store, sizes, like, paths) for paths in looks))
 
 
 def _look(store: Store, sizes: Mapping[str, int], like: Profile | None, paths: Mapping[str, str]) -> Profile:
@@ -185,11 +186,17 @@ def _count(column: pa.ChunkedArray, like: Histogram | None) -> Histogram:
     return histogram(values_N, np.zeros(len(values_N), np.int64), 1, most=_BINS)
 
 
-def _merge(a: Profile, b: Profile) -> Profile:
-    """The counts of both; associative and commutative."""
+def _most_bins(like: Profile | None) -> int:
+    """Of a histogram: as many as let counts in the bins of `like`, and the two beyond their ends, stay in these."""
+    recorded = [bins.counts_SB.shape[1] for bins in like.values.values()] if like else []
+    return max(_BINS, *(int(count) + 2 for count in recorded), 0)
+
+
+def _merge(most: int, a: Profile, b: Profile) -> Profile:
+    """The counts of both, in so many bins at most; associative and commutative."""
     values = {**a.values, **b.values}
     for name in a.values.keys() & b.values.keys():
-        values[name] = merge(a.values[name], b.values[name], most=_BINS + 2)
+        values[name] = merge(a.values[name], b.values[name], most=most)
     clusters = {**a.clusters, **b.clusters}
     for title in a.clusters.keys() & b.clusters.keys():
         clusters[title] = a.clusters[title] + b.clusters[title]

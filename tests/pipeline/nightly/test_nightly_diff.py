@@ -1,12 +1,15 @@
 """The samples that came and went between two ledgers of a shard."""
 
+import hashlib
+
 import pyarrow as pa
 import pytest
 
 from operators.errors import DamagedError
 from pipeline.artifact import Artifact
 from pipeline.ledger_writer import ShardVerdicts
-from pipeline.nightly.diff import DIFF_SCHEMA, Side, _earlier_rows, compare_rows, find_pairs
+from pipeline.nightly import diff
+from pipeline.nightly.diff import DIFF_SCHEMA, Pair, Side, _earlier_rows, compare_rows, find_pairs
 from pipeline.parts import Part
 from pipeline.storage import Store
 
@@ -72,6 +75,19 @@ def test_only_shards_whose_kept_samples_differ_are_looked_at():
     assert found == [("x/b", "x/b", ""), ("x/c", None, "shard_vanished"), (None, "x/d", "")]
     assert len(find_pairs(None, after, {})) == 3
     assert before.ledger != after.ledger
+
+
+def test_two_snapshots_may_differ_between_the_same_ledgers(tmp_path, monkeypatch):
+    """A shard that had changed, then, after a rollback, was gone."""
+    monkeypatch.setattr(diff, "ledger_rows", lambda store, seed, steps, unit: ledger(a="kept"))
+    store, unit = Store(str(tmp_path)), ShardVerdicts("samples.parquet", ())
+    written = [
+        diff._write(store, ("snapshots/diff-x/00000", [Pair(unit, None, gone)]))[0]
+        for gone in ("shard_changed", "shard_vanished", "shard_changed")
+    ]
+    assert written[0] == written[2] != written[1]
+    for file in written:
+        assert hashlib.sha256(store.read(file.path)).hexdigest() == file.sha256
 
 
 def test_a_shard_whose_earlier_verdicts_were_lost_is_as_new(tmp_path):

@@ -1,13 +1,14 @@
 """What is measured of a night, from counts."""
 
 import json
+from functools import partial, reduce
 
 import numpy as np
 import pytest
 
-from pipeline.nightly.profile import Drift, Profile, from_record, measure, to_record
+from pipeline.nightly.profile import Drift, Profile, _merge, _most_bins, from_record, measure, to_record
 from pipeline.nightly.settings import DriftSettings
-from pipeline.report.histogram import count_like, histogram, merge
+from pipeline.report.histogram import Histogram, count_like, histogram, merge
 
 
 def counted(values, like=None):
@@ -82,6 +83,15 @@ def test_what_has_no_rows_is_not_measured(fit):
 def test_a_profile_survives_its_record(fit):
     again = from_record(json.loads(json.dumps(to_record(fit))))
     assert to_record(again) == to_record(fit)
+
+
+def test_a_night_is_counted_in_the_bins_of_the_first_however_many_those_are():
+    for bins in (1, 1024, 1026):
+        fit = Profile(values={"alignment": Histogram(-10, 0, np.ones((1, bins), np.int64))})
+        parts = [Profile(values={"alignment": counted([x], fit.values["alignment"])}) for x in (-1.0, 0.0005, 9.0)]
+        whole = reduce(partial(_merge, _most_bins(fit)), parts)
+        assert whole.values["alignment"].counts_SB.shape == (1, bins + 2)
+        assert whole.values["alignment"].counts_SB[0, [0, 1, -1]].tolist() == [1, 1, 1]
 
 
 def test_counts_like_those_of_another_do_not_depend_on_the_split():
