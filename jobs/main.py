@@ -1,7 +1,8 @@
 """Turns raw image-text pools into smaller, better training sets, on Ray.
 
 Exit codes: 0 done, 2 the config or the input is wrong (the message says what to change), 3 stopped by a limit,
-130 interrupted, 143 terminated (the same command resumes), 1 anything else. Those of `status` are its own.
+130 interrupted, 143 terminated (the same command resumes), 141 nobody reads the output any more, 1 anything else. Those
+of `status` are its own.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import select
 import signal
 import sys
 import traceback
@@ -61,13 +63,14 @@ def _run(arguments: Sequence[str], stack: ExitStack) -> int:
             stack.enter_context(logs.configured(args.log))
             logs.log(logging.INFO, f"{arguments[0]}: started", event="job started", version=_version())
             status: int = args.run(args)
+            sys.stdout.flush()
     except SystemExit as stop:  # argparse: 0 after --help and --version, 2 for arguments that are wrong
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt as interrupt:
         status = 128 + next(iter(stopped_by), signal.SIGINT)
         _say(str(interrupt) or "stopped; run the same command again to resume", status)
     except Exception as error:
-        status = _explain(error)
+        status = 128 + signal.SIGPIPE if _is_unread(error) else _explain(error)
     else:
         logs.log(logging.INFO, f"{arguments[0]}: ended", event="job ended", exit_code=status)
     return status
@@ -123,6 +126,18 @@ def _docstring(module_name: str) -> str:
     assert spec is not None, f"{module_name} must exist, as jobs.main lists it"
     assert spec.origin is not None, f"{module_name} must be a file"
     return ast.get_docstring(ast.parse(Path(spec.origin).read_bytes())) or ""
+
+
+def _is_unread(error: Exception) -> bool:
+    """Whether an error says that nobody reads the standard output any more, as behind `| head`: no more is written."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False  # it was another pipe
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+    return True
 
 
 def _explain(error: Exception) -> int:

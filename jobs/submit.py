@@ -4,15 +4,16 @@
 
 The config is checked here, before anything is sent, and travels with Winnow's own code: the nodes need its dependencies
 only. What the job reads and writes must be in a store, or on a disk that all nodes share. --working-dir FOLDER sends a
-folder along, for the modules of `python` steps, lists and other small files; relative paths then count from it.
+folder along, for the modules of `python` steps, lists and other small files; relative paths then count from it. --pip
+FILE names requirements that each node installs for the job.
 
 Credentials stay here. --env AWS_PROFILE gives the job a variable of this environment, --env KEY=VALUE another one; who
 can read the cluster's dashboard can read it there, so a role of the nodes is better.
 
 The job's name is made of its config, code and options (of `nightly` also of the date, in UTC), or given by --id. The
 same command again follows the job while it runs, shows the log of one that succeeded, and resumes one that failed or
-was stopped, as NAME-2. --again repeats one that succeeded, which finds in the workspace what is done already: so a
-second night of one date needs it.
+was stopped, as NAME-2. A night that runs is followed also when the date has changed. --again repeats a job that
+succeeded, which finds in the workspace what is done already: so a second night of one date needs it.
 
 Ctrl-C ends the following and not the job; --no-wait does not begin it; --stop stops the job.
 """
@@ -84,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     """Submits the job, or finds it; returns the exit code of the job."""
     if not args.address:
         raise ConfigError("--address must be given, such as http://HEAD:8265")
+    if args.pip and not Path(args.pip).is_file():
+        raise ConfigError(f"--pip must be a file of requirements, got {args.pip}")
     if args.working_dir and not args.working_dir.is_dir():
         raise ConfigError(f"--working-dir must be a folder, got {args.working_dir}")
     variables = read_variables(args.env)
@@ -95,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         job = describe_job(args, package, variables)
         with job_server(args.address) as client:
             if args.stop:
-                stop(client, job.name, _note)
+                stop(client, job, _note)
                 return 0
             warn(local, left_out)
             submission_id = start(client, job, again=args.again, note=_note)
@@ -120,17 +123,18 @@ def describe_job(args: argparse.Namespace, package: Package, variables: Mapping[
         raise ConfigError(f"--id must be of letters, digits, dots, - and _, got {args.id!r}")
     config = Path(args.config)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", config.stem)
-    content = digest(package.digest, sorted(variables), args.pip)  # values may be secrets
-    parts = ["winnow", args.command, stem, content]
-    if args.command == _NIGHTLY:
-        parts.append(f"{datetime.now(UTC):%Y-%m-%d}")
+    packages = Path(args.pip).read_text() if args.pip else ""
+    content = digest(package.digest, sorted(variables), packages)  # values may be secrets
+    series = args.id or "-".join(["winnow", args.command, stem, content])
+    is_dated = args.command == _NIGHTLY and not args.id
+    name = f"{series}-{datetime.now(UTC):%Y-%m-%d}" if is_dated else series
     given = {**logs.environment(), **variables}
     runtime_env: dict[str, Any] = {"working_dir": str(package.folder), "env_vars": given}
     if args.pip:
         runtime_env["pip"] = args.pip
     # From the folder that travels, `-m` finds the code that lies there before any that the node has installed.
     entrypoint = shlex.join(["python", "-m", "jobs.main", args.command, config.name])
-    return Job(args.id or "-".join(parts), content, entrypoint, runtime_env)
+    return Job(name, series, content, entrypoint, runtime_env)
 
 
 def read_variables(assignments: Sequence[str]) -> dict[str, str]:

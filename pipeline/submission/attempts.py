@@ -1,7 +1,8 @@
 """The attempts of one job on a cluster: found again by the job's name, so that a command can be repeated.
 
 The first attempt has the name as its submission id, the next ones `<name>-2`, `<name>-3`. One that runs is not started
-twice; one that failed or was stopped has a successor, which finds in the workspace what was done.
+twice; one that failed or was stopped has a successor, which finds in the workspace what was done. Jobs of one series,
+such as the nights of a config, do the same work, each under a name of its own: one that runs stands for the next.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from operators.errors import ConfigError
 
-_NAME, _NUMBER, _DIGEST = "winnow.name", "winnow.attempt", "winnow.digest"
+_NAME, _SERIES, _NUMBER, _DIGEST = "winnow.name", "winnow.series", "winnow.attempt", "winnow.digest"
 """Of the metadata of a submission."""
 
 
@@ -22,12 +23,14 @@ class Job:
 
     Attributes:
         name: equal for equal jobs.
+        series: equal for jobs that are not to run at once.
         digest: of the code and the config.
         entrypoint: a shell command.
         runtime_env: as Ray takes it.
     """
 
     name: str
+    series: str
     digest: str
     entrypoint: str
     runtime_env: Mapping[str, Any]
@@ -50,7 +53,7 @@ def start(client: JobSubmissionClient, job: Job, *, again: bool, note: Callable[
     """
     refused = ""
     while True:
-        latest = find_latest(client, job.name)
+        latest = find_latest(client, job)
         if latest and _stands_for(latest, job, again=again, note=note):
             return str(latest.submission_id)
         number = int(latest.metadata[_NUMBER]) + 1 if latest else 1
@@ -62,7 +65,7 @@ def start(client: JobSubmissionClient, job: Job, *, again: bool, note: Callable[
                 entrypoint=job.entrypoint,
                 submission_id=submission_id,
                 runtime_env=dict(job.runtime_env),
-                metadata={_NAME: job.name, _NUMBER: str(number), _DIGEST: job.digest},
+                metadata={_NAME: job.name, _SERIES: job.series, _NUMBER: str(number), _DIGEST: job.digest},
             )
         except RuntimeError as error:
             if "already exists" not in str(error):
@@ -74,11 +77,11 @@ def start(client: JobSubmissionClient, job: Job, *, again: bool, note: Callable[
         return submission_id
 
 
-def stop(client: JobSubmissionClient, name: str, note: Callable[[str], None]) -> None:
+def stop(client: JobSubmissionClient, job: Job, note: Callable[[str], None]) -> None:
     """Stops the attempt of a job that runs. Raises ConfigError where the cluster knows no such job."""
-    latest = find_latest(client, name)
+    latest = find_latest(client, job)
     if latest is None:
-        raise ConfigError(f"--stop must be given for a job that was submitted here, got none of the name {name}")
+        raise ConfigError(f"--stop must be given for a job that was submitted here, got none of the name {job.name}")
     if latest.status.is_terminal():
         note(f"{latest.submission_id} has ended already ({latest.status})")
         return
@@ -86,10 +89,12 @@ def stop(client: JobSubmissionClient, name: str, note: Callable[[str], None]) ->
     note(f"{latest.submission_id} was told to stop; the same command without --stop resumes it")
 
 
-def find_latest(client: JobSubmissionClient, name: str) -> JobDetails | None:
-    """The latest attempt of a job; None where there is none."""
-    attempts = [job for job in client.list_jobs() if (job.metadata or {}).get(_NAME) == name]
-    return max(attempts, key=lambda job: int(job.metadata[_NUMBER]), default=None)
+def find_latest(client: JobSubmissionClient, job: Job) -> JobDetails | None:
+    """The attempt that runs, of this job or another one of its series; else the latest of this job, if there is one."""
+    series = [other for other in client.list_jobs() if (other.metadata or {}).get(_SERIES) == job.series]
+    running = [other for other in series if not other.status.is_terminal()]
+    attempts = running or [other for other in series if other.metadata[_NAME] == job.name]
+    return max(attempts, key=lambda other: int(other.metadata[_NUMBER]), default=None)
 
 
 def _stands_for(latest: JobDetails, job: Job, *, again: bool, note: Callable[[str], None]) -> bool:

@@ -37,29 +37,38 @@ def follow(client: JobSubmissionClient, submission_id: str, out: TextIO, note: C
         WinnowError: the cluster has forgotten the job, or could not be reached for ten minutes.
     """
     log = _Log(out)
-    lost: float | None = None
+    is_lost = False
+    unanswered: float | None = None
+
+    def connected() -> None:
+        nonlocal is_lost
+        if is_lost:
+            note("connected again")
+        is_lost = False
+
     while True:
         try:
-            client.get_job_info(submission_id)
-            if lost is not None:
-                note("connected again")
-            lost = None
-            with contextlib.suppress(TimeoutError):
-                asyncio.run(_tail(client, submission_id, log))
             job = client.get_job_info(submission_id)
-            if job.status.is_terminal():
+            unanswered = None
+            if is_lost or job.status.is_terminal():
                 log.show(client.get_job_logs(submission_id), start=0)  # what no connection has brought
+            if job.status.is_terminal():
                 return job
+            with contextlib.suppress(TimeoutError):
+                asyncio.run(_tail(client, submission_id, log, connected))
         except _LOST as error:
+            if error is log.error:
+                raise
             if "status code 404" in str(error):
                 raise WinnowError(
                     f"{submission_id} must be known to the cluster, got: {error} If its head was started anew, the "
                     "same command submits the job again, which resumes"
                 ) from error
-            if lost is None:
+            if not is_lost:
                 note(f"the connection was lost, and {submission_id} goes on; trying again ({_describe(error)})")
-                lost = time.monotonic()
-            if time.monotonic() - lost > _GIVE_UP_SECONDS:
+                is_lost = True
+            unanswered = unanswered or time.monotonic()
+            if time.monotonic() - unanswered > _GIVE_UP_SECONDS:
                 raise WinnowError(
                     f"the cluster must answer within {_GIVE_UP_SECONDS:.0f} seconds, got {_describe(error)}: "
                     f"{submission_id} may be running still, and the same command follows it again"
@@ -78,9 +87,10 @@ def exit_code(job: JobDetails) -> int:
 
 
 class _Log:
-    """A log, of which the part that was shown is not shown again."""
+    """A log, of which the part that was shown is not shown again; `error` is why it could not be shown."""
 
     def __init__(self, out: TextIO) -> None:
+        self.error: OSError | None = None
         self._out = out
         self._shown = 0
 
@@ -88,11 +98,15 @@ class _Log:
         """Shows what is new of a text that begins at a character of the log."""
         new = text[max(0, self._shown - start) :]
         self._shown += len(new)
-        self._out.write(new)
-        self._out.flush()
+        try:
+            self._out.write(new)
+            self._out.flush()
+        except OSError as error:  # such as a pipe that nobody reads any more
+            self.error = error
+            raise
 
 
-async def _tail(client: JobSubmissionClient, submission_id: str, log: _Log) -> None:
+async def _tail(client: JobSubmissionClient, submission_id: str, log: _Log, connected: Callable[[], None]) -> None:
     """Shows the log until the server closes it. Raises TimeoutError after a silence."""
     start = 0
     chunks = aiter(client.tail_job_logs(submission_id))
@@ -101,6 +115,7 @@ async def _tail(client: JobSubmissionClient, submission_id: str, log: _Log) -> N
             chunk = await asyncio.wait_for(anext(chunks), _SILENT_SECONDS)
         except StopAsyncIteration:
             return
+        connected()
         log.show(chunk, start)
         start += len(chunk)
 

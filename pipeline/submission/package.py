@@ -18,8 +18,8 @@ from typing import Any
 
 from operators.errors import ConfigError
 
-MAX_BYTES = 512 << 20
-"""Ray Jobs takes no larger package."""
+MAX_BYTES = 100 << 20
+"""Before compression. The job server of Ray takes no larger request."""
 
 _CODE = ("jobs", "pipeline", "operators", "winnow")
 _UNKNOWN_VERSION = "0+unknown"
@@ -57,7 +57,7 @@ def write_package(folder: Path, config_name: str, config: Any, working_dir: Path
     Raises:
         ConfigError: more than `MAX_BYTES`, or a folder of the user's that has the name of one of Winnow's.
     """
-    files = dict(_user_files(working_dir)) if working_dir else {}
+    files = dict(user_files(working_dir)) if working_dir else {}
     files |= dict(_code_files())
     total = sum(path.stat().st_size for path in files.values())
     if total > MAX_BYTES:
@@ -74,6 +74,20 @@ def write_package(folder: Path, config_name: str, config: Any, working_dir: Path
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     return _describe(folder)
+
+
+def user_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a folder that travel: name in it -> path. Raises ConfigError where it has a name of Winnow's."""
+    own = {_place(name).name: _place(name).resolve() for name in _CODE}
+    for name, place in own.items():
+        if (folder / name).exists() and (folder / name).resolve() != place:
+            raise ConfigError(f"--working-dir must hold no {name}, as Winnow has one of its own, got {folder / name}")
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if _travels(Path(parent, name))]
+        for name in names:
+            path = Path(parent, name)
+            if _travels(path) and path.is_file():
+                yield str(path.relative_to(folder)), path
 
 
 def to_yaml(value: Any) -> str:
@@ -119,19 +133,6 @@ def _metadata() -> Mapping[str, str]:
     except importlib.metadata.PackageNotFoundError:
         version = _UNKNOWN_VERSION
     return {"winnow.dist-info/METADATA": f"Metadata-Version: 2.1\nName: winnow\nVersion: {version}\n"}
-
-
-def _user_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    own = {_place(name).name: _place(name).resolve() for name in _CODE}
-    for name, place in own.items():
-        if (folder / name).exists() and (folder / name).resolve() != place:
-            raise ConfigError(f"--working-dir must hold no {name}, as Winnow has one of its own, got {folder / name}")
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if _travels(Path(parent, name))]
-        for name in names:
-            path = Path(parent, name)
-            if _travels(path) and path.is_file():
-                yield str(path.relative_to(folder)), path
 
 
 def _travels(path: Path) -> bool:

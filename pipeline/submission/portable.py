@@ -4,7 +4,8 @@ A place that a job writes to, and a pool, must be known to every node: a URL, or
 small file, such as a list of uids or the towers of a model, may also lie in the working folder that travels.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.config.loader import canonical
 from pipeline.config.yaml_values import KeyPath
 from pipeline.pool import SOURCE_PATHS
 from pipeline.record import publishable
+from pipeline.submission.package import user_files
 
 _STAYS = {*SOURCE_PATHS, "workspace", "output"}
 """Keys of what is too large to travel, or is written."""
@@ -37,14 +39,15 @@ def check_portable(config: BaseModel, document: Document, working_dir: Path | No
     """
     resolved = getattr(config, "resolved")()  # noqa: B009 (of whatever config)
     absolute = dict(leaves(canonical(resolved)))
+    sent = {name for name, _ in user_files(working_dir)} if working_dir else set()
     local = []
     for path, value in leaves(canonical(config)):
         if path[-1] == "function":
             _check_module(document, path, str(value), working_dir)
-        elif absolute.get(path, value) != value:
-            _check_travels(document, path, str(value), working_dir)
         elif isinstance(value, str) and value.startswith("/"):
             local.append(document.label(path))
+        elif absolute.get(path, value) != value:
+            _check_travels(document, path, str(value), sent)
     return local
 
 
@@ -68,13 +71,17 @@ def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield path, value
 
 
-def _check_travels(document: Document, path: KeyPath, value: str, working_dir: Path | None) -> None:
+def _check_travels(document: Document, path: KeyPath, value: str, sent: Collection[str]) -> None:
     where = f"{document.label(path)} must be"
     got = f"got {value} ({document.origin(path)})"
     if path[-1] in _STAYS:
         raise ConfigError(f"{where} a URL, or an absolute path that all nodes of the cluster share, {got}")
-    if working_dir is None or not (working_dir / value).exists():
-        raise ConfigError(f"{where} a URL, an absolute path on the nodes, or a path within --working-dir, {got}")
+    name = os.path.normpath(value)
+    if not any(file == name or file.startswith(f"{name}/") for file in sent):
+        raise ConfigError(
+            f"{where} a URL, an absolute path on the nodes, or a path within --working-dir, {got}; what is hidden "
+            "there, and folders behind links, stay here"
+        )
 
 
 def _check_module(document: Document, path: KeyPath, function: str, working_dir: Path | None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from urllib.parse import urlsplit
 
+import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
@@ -34,7 +35,7 @@ def job_server(address: str) -> Iterator[JobSubmissionClient]:
 
     Raises:
         ConfigError: nothing listens there, or no job server, or it does not let this client in.
-        WinnowError: it answered with an error.
+        WinnowError: it answered with an error, or does not answer any more.
     """
     url = address.rstrip("/") if "://" in address else f"http://{address}"
     if urlsplit(url).scheme not in ("http", "https"):
@@ -55,6 +56,8 @@ def job_server(address: str) -> Iterator[JobSubmissionClient]:
         raise _refused(url, error) from error
     except RuntimeError as error:
         raise WinnowError(f"{url} answered: {error}") from error
+    except requests.RequestException as error:
+        raise WinnowError(f"{url} must answer, got {error}; the same command goes on") from error
 
 
 def _reach(url: str) -> None:

@@ -176,3 +176,20 @@ def test_help_imports_nothing_heavy():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # what is written at the end, and in the middle
+def test_output_that_nobody_reads_any_more_ends_a_command_without_a_word(winnow, tmp_path, lines):
+    code = textwrap.dedent(f"""
+        import importlib, sys
+        from jobs import main as cli
+        cli.COMMANDS = {{"count": "count_job"}}
+        importlib.import_module("count_job").run = lambda args: [print("x" * 99) for _ in range({lines})] and 0
+        sys.exit(cli.main(["count", "3"]))
+    """)
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")

@@ -63,11 +63,13 @@ def test_a_mistake_is_found_before_anything_is_sent(server, capsys):
     assert run("--set", "workspace=runs/w") == 2
     assert run("--command", "train") == 2
     assert run("--working-dir", "nowhere") == 2
+    assert run("--pip", "nowhere.txt") == 2
     assert server.jobs == []
     err = capsys.readouterr().err
     assert "sead is not a known key, did you mean seed?" in err
     assert "workspace must be a URL, or an absolute path that all nodes of the cluster share, got runs/w" in err
     assert "--working-dir must be a folder, got nowhere" in err
+    assert "--pip must be a file of requirements, got nowhere.txt" in err
 
 
 def test_without_an_address_it_says_so(server, capsys, monkeypatch):
@@ -80,6 +82,7 @@ def test_without_an_address_it_says_so(server, capsys, monkeypatch):
 def test_only_variables_that_are_named_are_sent_and_none_is_shown(server, capsys, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "curation")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+    Path("more.txt").write_text("polars\n")
     assert run("--env", "AWS_PROFILE", "--env", "TOKEN=a=b", "--pip", "more.txt") == 0
     ((job, _),) = server.jobs
     assert job.runtime_env["env_vars"] == {"AWS_PROFILE": "curation", "TOKEN": "a=b"}
@@ -108,6 +111,15 @@ def test_names(server):
     *_, digest, year, month, day = job.name.split("-")
     assert job.name.startswith("winnow-nightly-night-1-")
     assert (digest, len(year), len(month), len(day)) == (job.digest, 4, 2, 2)
+    assert job.name == f"{job.series}-{year}-{month}-{day}"
+
+
+def test_other_requirements_are_another_job(server):
+    for packages in ("polars", "polars", "duckdb"):
+        Path("more.txt").write_text(packages)
+        run("--pip", "more.txt")
+    first, same, other = (job.name for job, _ in server.jobs)
+    assert first == same != other
 
 
 def test_not_followed(server, capsys):
@@ -137,7 +149,7 @@ def test_an_interrupt_ends_the_following_only(server, capsys):
 
 def test_stop(server, monkeypatch):
     stopped = []
-    monkeypatch.setattr(submit, "stop", lambda client, name, note: stopped.append((client, name)))
+    monkeypatch.setattr(submit, "stop", lambda client, job, note: stopped.append((client, job.name)))
     assert run("--stop", "--id", "mine") == 0
     assert stopped == [("http://head:8265", "mine")]
     assert server.jobs == []

@@ -79,6 +79,27 @@ def test_a_relative_file_travels_or_is_refused(tmp_path):
         checked(tmp_path, steps=steps)
 
 
+def test_what_of_the_folder_stays_here_is_refused(tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for path in (folder / ".hidden/deny.txt", elsewhere / "deny.txt", folder / "lists/deny.txt"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (folder / "link").symlink_to(elsewhere)
+    for uids in (".hidden/deny.txt", "../elsewhere/deny.txt", "link/deny.txt", "list"):
+        with pytest.raises(ConfigError, match=r"within --working-dir, got .*stay here"):
+            checked(tmp_path, folder, steps=[{"step": "deny", "uids": uids}])
+    for uids in ("./lists/deny.txt", "lists//deny.txt", "lists/"):
+        assert checked(tmp_path, folder, steps=[{"step": "deny", "uids": uids}]) == []
+
+
+def test_an_absolute_path_may_end_in_a_slash(tmp_path):
+    pool = {"format": "webdataset", "path": "/shared//pool/"}
+    assert sorted(checked(tmp_path, pool=pool, workspace="/shared/w/")) == [
+        "pool.sources.0.path",
+        "workspace",
+    ]
+
+
 def test_a_module_of_this_folder_travels_or_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_step.py").touch()
@@ -151,7 +172,7 @@ def test_what_is_too_large_is_not_sent(tmp_path):
     (tmp_path / "user").mkdir()
     with (tmp_path / "user/huge.bin").open("wb") as file:
         file.truncate(600 << 20)
-    with pytest.raises(ConfigError, match=r"at most 512 MiB, got 60\d MiB, the largest file huge.bin"):
+    with pytest.raises(ConfigError, match=r"at most 100 MiB, got 60\d MiB, the largest file huge.bin"):
         write_package(tmp_path / "sent", "c.yaml", SOUND, tmp_path / "user")
     assert not (tmp_path / "sent").exists()
 
@@ -219,7 +240,7 @@ class FakeServer:
 
 def started(server, digest="d", again=False):
     notes = []
-    job = Job("night", digest, "python -m jobs.main curate c.yaml", {})
+    job = Job("night", "nights", digest, "python -m jobs.main curate c.yaml", {})
     return start(server, job, again=again, note=notes.append), notes
 
 
@@ -234,7 +255,7 @@ def test_a_job_is_submitted_once_and_followed_while_it_runs():
 
 def test_one_that_succeeded_is_not_repeated_unless_asked_for():
     server = FakeServer()
-    server.add("night", JobStatus.SUCCEEDED, name="night", attempt="1", digest="d")
+    server.add("night", JobStatus.SUCCEEDED, name="night", series="nights", attempt="1", digest="d")
     submission_id, notes = started(server)
     assert (submission_id, list(server.jobs)) == ("night", ["night"])
     assert "has succeeded already" in notes[0]
@@ -246,9 +267,9 @@ def test_one_that_succeeded_is_not_repeated_unless_asked_for():
 @pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.STOPPED])
 def test_one_that_failed_or_was_stopped_has_a_successor(status):
     server = FakeServer()
-    server.add("night", JobStatus.SUCCEEDED, name="night", attempt="1", digest="d")
-    server.add("night-10", status, name="night", attempt="10", digest="d")
-    server.add("night-9", status, name="night", attempt="9", digest="d")
+    server.add("night", JobStatus.SUCCEEDED, name="night", series="nights", attempt="1", digest="d")
+    server.add("night-10", status, name="night", series="nights", attempt="10", digest="d")
+    server.add("night-9", status, name="night", series="nights", attempt="9", digest="d")
     assert started(server) == (
         "night-11",
         [f"submitted as night-11, which goes on where night-10 ended ({status})"],
@@ -276,14 +297,25 @@ def test_an_id_of_a_job_that_is_none_of_ours_is_refused():
         started(server)
 
 
+def test_a_night_that_runs_stands_for_the_next():
+    server = FakeServer()
+    started(server)
+    tomorrow, notes = Job("tomorrow", "nights", "d", "", {}), []
+    assert start(server, tomorrow, again=False, note=notes.append) == "night"
+    assert notes == ["night is running already (PENDING)"]
+    stop(server, tomorrow, notes.append)
+    assert server.jobs["night"].status == JobStatus.STOPPED
+    assert start(server, tomorrow, again=False, note=notes.append) == "tomorrow"
+
+
 def test_only_what_runs_is_stopped():
     server, notes = FakeServer(), []
     with pytest.raises(ConfigError, match="none of the name night"):
-        stop(server, "night", notes.append)
+        stop(server, Job("night", "nights", "d", "", {}), notes.append)
     started(server)
-    stop(server, "night", notes.append)
+    stop(server, Job("night", "nights", "d", "", {}), notes.append)
     assert server.jobs["night"].status == JobStatus.STOPPED
-    stop(server, "night", notes.append)
+    stop(server, Job("night", "nights", "d", "", {}), notes.append)
     assert notes[0].startswith("night was told to stop")
     assert notes[1] == "night has ended already (STOPPED)"
 
@@ -309,8 +341,35 @@ def test_a_log_is_shown_once_through_lost_connections(at_once):
     assert status == JobStatus.SUCCEEDED
     said = "the connection was lost, and night goes on; trying again (RuntimeError: WebSocket connection closed"
     assert notes[0].startswith(said)
-    assert notes[1] == notes[3] == "connected again"
-    assert notes[2].endswith("trying again (ConnectionError: refused)")
+    assert notes[1:] == ["connected again"]
+
+
+def test_where_no_stream_is_let_through_the_log_is_asked_for(at_once):
+    """As by a proxy that knows no WebSockets."""
+    server = FakeServer()
+    texts = ["one\n", "one\ntwo\n", "one\ntwo\nthree\n"]
+
+    def get_job_logs(submission_id):
+        server.log = texts.pop(0)
+        server.jobs[submission_id].status = JobStatus.RUNNING if texts else JobStatus.SUCCEEDED
+        return server.log
+
+    server.get_job_logs = get_job_logs
+    server.connections = [[ConnectionError("refused")] for _ in range(9)]
+    out, notes, status = followed(server)
+    assert (out, status) == ("one\ntwo\nthree\n", JobStatus.SUCCEEDED)
+    assert notes == ["the connection was lost, and night goes on; trying again (ConnectionError: refused)"]
+
+
+def test_an_output_that_is_closed_is_no_lost_connection(at_once):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    server = FakeServer(connections=[["one\n"]])
+    server.add("night", JobStatus.RUNNING, code=0)
+    with pytest.raises(BrokenPipeError):
+        follow(server, "night", Closed(), lambda said: pytest.fail(said))
 
 
 def test_a_connection_that_goes_silent_is_made_anew(at_once, monkeypatch):
