@@ -217,7 +217,7 @@ def plan_pairs(pairs: int, machines: Machines, chunk: int) -> Plan:
         config = Curation.model_validate({**SCALE, **own})
         needs = all_needs(config)
         sampled = sample_pool(config.pool, list_shards(config.pool), config.models, needs)
-        rates = measure_rates(sampled, config.models, needs, machines, {}, clusters=True)
+        rates = measure_rates(sampled, config.models, needs, machines, {}, numeric=True)
         shards = -(-pairs // SAMPLES_PER_SHARD)
         return add_up(config, sampled.scaled(pairs, shards), rates, machines, Found(()))
 

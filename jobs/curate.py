@@ -29,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     plan = parser.add_argument_group("with --dry-run")
-    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument("--json", action="store_true", default=None, help="print the plan as JSON")
     plan.add_argument("--sample", type=int, metavar="N", help="shards to sample (default: 3)")
     plan.add_argument("--rates", metavar="FILE", help="rates in place of measured ones, as `rates` of a plan in JSON")
-    plan.add_argument("--cpus", type=int, metavar="N", help="CPUs of the cluster (default: of this machine)")
-    plan.add_argument("--gpus", type=int, metavar="N", help="GPUs of the cluster (default: 0)")
+    plan.add_argument(
+        "--cpus", type=int, metavar="N", help="CPUs of the cluster (default: resources.workers, or this machine's)"
+    )
+    plan.add_argument("--gpus", type=int, metavar="N", help="GPUs of the cluster (default: resources.gpus, or 0)")
     plan.add_argument("--gpu", choices=sorted(PEAK_FLOPS), help="their kind (default: h100)")
     plan.add_argument("--cpu-price", type=float, metavar="DOLLARS", help="of a CPU for an hour (default: 0.04)")
     plan.add_argument("--gpu-price", type=float, metavar="DOLLARS", help="of a GPU for an hour (default: 2.5)")
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         plan(config, args)
         return 0
     for name in ("json", "sample", "rates", "cpus", "gpus", "gpu", "cpu_price", "gpu_price"):
-        if getattr(args, name):
+        if getattr(args, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')} must be used with --dry-run, got it without")
     print_summary(run_curation(config, args.address))
     return 0

@@ -10,7 +10,6 @@ reuses every step. The config is that of examples/demo.yaml, with its paths in t
 
 import argparse
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from pipeline.curation import Curation
 from pipeline.engine import engine
 from pipeline.evaluation.task_settings import Task
 from pipeline.generate import generate_pool
+from pipeline.machine import own_cpus
 from pipeline.pool_plan import PoolSettings
 from pipeline.progress import open_progress
 from pipeline.record import open_run
@@ -195,7 +195,7 @@ def prepare_pool(folder: Path, settings: PoolSettings) -> None:
     there = count_samples(folder)
     if not there:
         print(f"generating {settings.samples:,} samples in {folder}/pool")
-        generate_pool(folder, settings, processes=os.cpu_count() or 1)
+        generate_pool(folder, settings, processes=own_cpus())
         record.write_text(json.dumps(wanted, indent=4) + "\n")
         return
     # Without a record, of an earlier version or a run that was killed before it, the number of samples is all it tells.

@@ -1,7 +1,7 @@
 """Shows which samples were rejected and why, and writes their bytes into a folder for a look.
 
     winnow rejects WORKSPACE [--reason R] [--export DIR [--limit N] [--to-storage K=V]...] [--snapshot N]
-                   [--storage K=V]...
+                   [--storage K=V]... [--workers N] [--address ADDRESS]
 
 Prints how many samples of the latest run were rejected, by reason, with the shards that have the most of them. --export
 writes what could be read of each: the bytes of its image, text and JSON as they are in the shard, in a folder for each
@@ -9,6 +9,7 @@ reason, under names of our own. DIR/index.csv has the true key of each file, its
 (default 1000, 0 for all) is how many samples of each reason. The pool must be as the run read it.
 --snapshot looks at a snapshot of `winnow nightly` in place of the latest run.
 --storage gives fsspec an option to open WORKSPACE (`endpoint_url=http://...`), --to-storage one to open DIR.
+--export runs on N CPU workers of this machine, or of the Ray cluster at ADDRESS.
 """
 
 import argparse

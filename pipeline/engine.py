@@ -18,6 +18,7 @@ from ray.util import placement_group, remove_placement_group
 
 from operators.errors import ConfigError
 from pipeline import logs
+from pipeline.machine import own_cpus
 from pipeline.placement import check_threads
 
 _STDERR = 2
@@ -66,7 +67,8 @@ def engine(resources: Resources, address: str | None = None) -> Iterator[int]:
     Joins the cluster at `address` or `RAY_ADDRESS`, or the one this process is connected to; else starts Ray here.
 
     Raises:
-        ConfigError: no cluster can be reached at the address, it has no CPUs, or no node has as many as a worker uses.
+        ConfigError: no cluster can be reached at the address, it has no CPUs, or no node has as many as a worker uses;
+            or Ray is started here, is to use GPUs, and finds none.
     """
     joined = ray.is_initialized()
     with contextlib.ExitStack() as stack:
@@ -169,12 +171,14 @@ def _connect(resources: Resources, address: str | None) -> None:
     with _inherited():
         ray.init(
             address="local",  # without it, Ray joins whatever cluster was last started on this machine
-            num_cpus=resources.workers or os.cpu_count(),
+            num_cpus=resources.workers or own_cpus(),
             object_store_memory=resources.object_store_bytes,
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
+    if resources.gpus and not ray.cluster_resources().get("GPU"):  # and none will come: encoders would wait for ever
+        raise ConfigError(f"resources.gpus must be 0 on a machine without GPUs, got {resources.gpus}")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""Which process of which machine, so that another one can tell whether it still runs."""
+"""This machine: what a process may use of it, and which process it is, so that another can tell whether it runs."""
 
+import math
 import os
 import socket
 from dataclasses import dataclass
@@ -48,3 +49,21 @@ def _start_of(pid: int) -> str:
     except OSError:
         return ""
     return "" if state in ("Z", "X") else fields[18]
+
+
+def own_cpus() -> int:
+    """The CPUs that this process may use: fewer than there are where it is held to some, or to a share of them."""
+    held_to = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(held_to, _quota())))
+
+
+def _quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """The CPUs' worth of time that the control group of a container allows; infinity where there is no such limit."""
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # version 2, version 1
+        try:
+            quota, period = " ".join((folder / name).read_text() for name in files).split()
+        except (OSError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            return int(quota) / int(period)
+    return math.inf

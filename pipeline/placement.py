@@ -7,6 +7,7 @@ run may use; Ray's autoscaler, where there is one, sees what waits and brings no
 Work without GPUs goes to nodes without GPUs as long as those have a CPU free: that is how Ray places it.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 import ray
 
 from operators.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 _READER_CPUS = 0.75
 """What reading and decoding need at least, on some node, beside any encoders: a task of each."""
@@ -121,6 +124,8 @@ def place_encoders(workers: int, gpus: int | None, size: float) -> Encoders:
     there = sum(_gpus(node) for node in nodes)
     most = there if gpus is None else gpus
     if most:
+        if not there:
+            _log.warning("encoders wait for a node with a GPU (resources.gpus is %d): the cluster has none yet", most)
         share = min([1.0, *_shares_beside_gpus(nodes)])
         return Encoders(max(1, min(there, most)), most, _floor(share), on_gpus=True)
     workers = encoders_on_cpus(workers, size)

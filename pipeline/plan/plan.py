@@ -1,6 +1,5 @@
 """A plan: every step of a run with its rows and its cost, as far as they can be known before."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +8,7 @@ from pipeline.curate import first_needs
 from pipeline.curation import Curation
 from pipeline.engine import Resources
 from pipeline.export.settings import Export
+from pipeline.machine import own_cpus
 from pipeline.plan.formulas import cost, kind_of, ledger, unique
 from pipeline.plan.machines import Machines
 from pipeline.plan.rates import Rates, measure_rates
@@ -99,7 +99,7 @@ START = "start"
 
 def default_cpus(resources: Resources) -> int:
     """The CPU workers that a run on this machine has."""
-    return resources.workers or os.cpu_count() or 1
+    return resources.workers or own_cpus()
 
 
 def make_plan(config: Curation, machines: Machines, overrides: Mapping[str, Any], *, shards: int = 3) -> Plan:
@@ -121,8 +121,8 @@ def make_plan(config: Curation, machines: Machines, overrides: Mapping[str, Any]
     sampled = sample_pool(config.pool, found.shards, config.models, needs, count=shards)
     if found.samples is not None:
         sampled = replace(sampled, facts=replace(sampled.facts, samples=found.samples))
-    clusters = any(_clusters(step) for step in config.steps)
-    rates = measure_rates(sampled, config.models, needs, machines, overrides, clusters=clusters)
+    numeric = any(_is_numeric(step) for step in config.steps)
+    rates = measure_rates(sampled, config.models, needs, machines, overrides, numeric=numeric)
     return add_up(config, sampled, rates, machines, found)
 
 
@@ -132,9 +132,9 @@ def all_needs(config: Curation) -> list[Need]:
     return [Need(model, modality, "") for model, modality in named]
 
 
-def _clusters(step: Step) -> bool:
-    """Whether a step does arithmetic that is measured for it."""
-    return bool(step.embeddings()) or step.looks_at_images or any(_clusters(inner) for _, inner in step.inner)
+def _is_numeric(step: Step) -> bool:
+    """Whether a step does arithmetic, for which its workers import torch."""
+    return bool(step.embeddings()) or step.looks_at_images or any(_is_numeric(inner) for _, inner in step.inner)
 
 
 def add_up(config: Curation, sampled: Sampled, rates: Rates, machines: Machines, found: Found) -> Plan:

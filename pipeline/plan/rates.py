@@ -82,7 +82,7 @@ def measure_rates(
     machines: Machines,
     overrides: Mapping[str, Any],
     *,
-    clusters: bool,
+    numeric: bool,
 ) -> Rates:
     """Measures what the overrides leave open.
 
@@ -92,7 +92,7 @@ def measure_rates(
         needs: (model, modality) pairs to be measured.
         machines: that the plan is for.
         overrides: `read_overrides`.
-        clusters: whether any step clusters; otherwise torch is not imported for them.
+        numeric: whether any step does arithmetic; otherwise torch is not imported for them.
 
     Raises:
         ConfigError: the overrides are no rates.
@@ -106,13 +106,13 @@ def measure_rates(
     measures: dict[str, Callable[[], Any]] = {
         "worker": partial(_start),
         "driver": partial(_start, "driver"),
-        "numeric": partial(_start, *(["numeric"] if clusters else [])),
+        "numeric": partial(_start, *(["numeric"] if numeric else [])),
         "rank_seconds": _measure_ranking,
         "repeat_seconds": _measure_repeats,
     }
     found: dict[str, Any] = {name: measure() for name, measure in measures.items() if name not in overrides}
     dims = [encoding["dim"] for name, encoding in encodings.items() if name.endswith(".image")]
-    if clusters and dims and not overrides.keys() >= set(_NUMERIC):
+    if numeric and dims and not overrides.keys() >= set(_NUMERIC):
         found |= measure_numeric(max(dims))
     try:
         return Rates.model_validate({**dict.fromkeys(_NUMERIC, 0.0), **found, **overrides, "encodings": encodings})

@@ -35,11 +35,6 @@ class Found:
     is_whole: bool = False
 
     @property
-    def has_ledger(self) -> bool:
-        """Whether the ledger of all these artifacts is there."""
-        return "ledger" in self.artifacts
-
-    @property
     def samples(self) -> int | None:
         """Of the pool; None until a run has read them."""
         samples = self.artifacts.get("samples")
@@ -56,19 +51,18 @@ def find(config: Curation) -> Found:
     given, standing = find_given(config.resolved())
     run = start_run(config.resolved(), shards, workers=1, progress=Progress(), dry=True, given=given, standing=standing)
     exports: list[int] = []
-    is_whole = False
     try:
         for _ in run_steps(run, config.resolved().steps):
             pass
         for target in config.export:
             make(run, embeddings_for(run, target))
         exports = [i for i, target in enumerate(config.resolved().export) if find_export(run, target)]
-        is_whole = _has_ledger(run) and len(exports) == len(config.export)
     except NotPublished:
         pass
     fresh = 0 if "samples" in run.artifacts else _fresh(run)
     clusters = {f"{title}.clusters": artifact for title, artifact in run.clusters.items()}
-    ledger = {"ledger": run.samples} if len(exports) or is_whole or _has_ledger(run) else {}
+    ledger = {"ledger": run.samples} if _has_ledger(run) else {}
+    is_whole = bool(ledger) and len(exports) == len(config.export)
     return Found(shards, {**run.artifacts, **clusters, **ledger}, fresh, exports, is_whole)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-_CPU_ONLY = {"OMP_NUM_THREADS": "1"}
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 _JOINING = 0.4
 """What it costs a worker to join Ray, as a share of what the imports of a plain one do: 0.4 to 0.6 s of 1.1 s."""
@@ -37,7 +37,7 @@ def measure_start(*arguments: str) -> Start:
     """Starts a process as in the module's docstring, and waits for it."""
     paths = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, "-m", "pipeline.plan.start", *arguments]
-    environment = {**os.environ, **_CPU_ONLY, "PYTHONPATH": paths}
+    environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": paths}
     done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
     return Start(**json.loads(done.stdout.splitlines()[-1]))
 

@@ -262,6 +262,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(curate, tmp_path, capfd, mo
     ("argv", "message"),
     [
         (["--json"], "--json must be used with --dry-run, got it without"),
+        (["--gpus", "0"], "--gpus must be used with --dry-run, got it without"),
         (["--cpu-price", "0.1"], "--cpu-price must be used with --dry-run, got it without"),
         (["--dry-run", "--gpus", "-1"], "gpus must be at least 0, got -1"),
         (["--dry-run", "--sample", "-1"], "sample must be at least 1, got -1"),

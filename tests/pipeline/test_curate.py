@@ -16,6 +16,7 @@ from pipeline.generate import generate_pool
 from pipeline.ledger import ledger_sha256, read_ledger
 from pipeline.plan.machines import Machines
 from pipeline.plan.plan import make_plan
+from pipeline.plan.reuse import find
 from pipeline.pool_plan import PoolSettings
 from pipeline.progress import Progress
 from pipeline.sample_faults import GENERATED_MEMBER_LIMIT
@@ -155,6 +156,13 @@ def test_a_second_run_reuses_every_step_and_changes_no_file(curated, ray_here):
     assert all(step.reused for step in plan.steps)
     assert plan.total.cpu_seconds == plan.total.written == 0
     assert files_of(folder) == before
+
+
+def test_a_ledger_of_another_config_is_planned_anew(curated, monkeypatch):
+    settings, _, _ = curated
+    monkeypatch.setattr("pipeline.plan.reuse.find_ledger", lambda store: None)
+    found = find(settings)
+    assert (len(found.exports), "ledger" in found.artifacts, found.is_whole) == (2, False, False)
 
 
 def test_no_attempt_leaves_anything_behind(curated):
