@@ -27,7 +27,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from operators.errors import WorkspaceError
-from pipeline.integrity import Checksum, checksum, damaged, footer_checksum, read_parquet, read_sealed, reading, sealed
+from pipeline.integrity import (
+    Checksum,
+    checksum,
+    damaged,
+    footer_checksum,
+    read_footer,
+    read_parquet,
+    read_sealed,
+    reading,
+    sealed,
+)
 from pipeline.parts import Part, Parts
 from pipeline.storage import Store, digest, file_sha256
 
@@ -128,7 +138,7 @@ def publish_part(store: Store, folder: str, draft: Part, tables: Iterable[pa.Tab
             path = f"{home}/{sha256[:16]}-{footer_checksum(file)}.parquet"
         size = scratch.stat().st_size
         if not store.publish_file(scratch, path):
-            raise WorkspaceError(f"{store.url}/{path} must hold the content it is named by, got other bytes")
+            store.replace_file(scratch, path)  # other bytes than it is named by are damaged
     part = replace(draft, path=path, rows=rows, size=size, sha256=sha256)
     if store.publish(f"{home}/part.json", sealed(asdict(part))):
         return part
@@ -161,6 +171,12 @@ def read_columns(store: Store, path: str, columns: list[str] | None = None) -> p
     """Some columns of a part, or of another Parquet file of a workspace, or all of them. Raises DamagedError."""
     with reading(store, path), store.open(path) as file:
         return read_parquet(file, path, columns)
+
+
+def read_schema(store: Store, path: str) -> pa.Schema:
+    """The schema of a part, its footer checked. Raises DamagedError."""
+    with reading(store, path), store.open(path) as file:
+        return read_footer(file, path).schema.to_arrow_schema()
 
 
 def publish_beside(store: Store, path: str, data: bytes) -> None:

@@ -107,7 +107,8 @@ def acquire(store: "Store", note: Callable[[str], None], *, alone: bool) -> "Cla
     """
     while True:
         last = latest(store)
-        if last and not _is_over(store, last, note, alone=alone):
+        before = _read_holder(store, last) if last else None
+        if last and not (before and _is_over(store, last, before, note, alone=alone)):
             continue
         mine = Holder(
             attempt=uuid.uuid4().hex,
@@ -117,6 +118,9 @@ def acquire(store: "Store", note: Callable[[str], None], *, alone: bool) -> "Cla
             missed_renewals=MISSED_RENEWALS,
         )
         if not store.publish_json(_name(last + 1), asdict(mine)):
+            continue
+        if last and _read_holder(store, last) != before:  # it was alive and let go: who came since counts from 1 again
+            store.remove(_name(last + 1))
             continue
         claim = Claim(store, last + 1, mine)
         if not store.is_local and store.publish(_name(last + 1), b"another"):
@@ -166,16 +170,13 @@ def in_use(store: "Store", holder: Holder | None) -> WorkspaceError:
     )
 
 
-def _is_over(store: "Store", generation: int, note: Callable[[str], None], *, alone: bool) -> bool:
+def _is_over(store: "Store", generation: int, holder: Holder, note: Callable[[str], None], *, alone: bool) -> bool:
     """Whether the next generation may be taken; False where this one was removed, so that all must be seen anew.
 
     Raises:
         WorkspaceError: it is renewed.
     """
-    holder = _read_holder(store, generation)
     before = _read(store, _beat(generation))
-    if holder is None:
-        return False
     here = this_process()
     # Of this process itself it is not held any more, or `held` would have said so.
     if holder.process == here or holder.process.is_gone() or (alone and holder.process.boot == here.boot):

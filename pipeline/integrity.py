@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from operators.errors import DamagedError
+from pipeline.remote import error_code
 from pipeline.storage import Store, to_json
 
 Hook = Callable[[dict[str, Any]], Any]
@@ -37,8 +38,6 @@ _FOOTER_NAME = re.compile(r"-([0-9a-f]{8})\.parquet$")
 _TAIL_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 22
 
-_CONTENT_ERRNO = {None, errno.EINVAL}
-"""Of errors that a parser raises about what it reads, not a system about reading."""
 _BROKEN = (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowIndexError)
 _BROKEN_TOO = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, struct.error)
 
@@ -80,9 +79,9 @@ def reading(store: Store, path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise damaged(store, path, "no such file") from error
     except OSError as error:
-        failed = isinstance(error, ConnectionError | TimeoutError)
-        own_disk = store.is_local and error.errno == errno.EIO
-        if failed or not (own_disk or error.errno in _CONTENT_ERRNO):
+        failed = isinstance(error, ConnectionError | TimeoutError | PermissionError) or error_code(error) is not None
+        # None is what a parser says of what it reads. What these say of a disk, s3fs says of a request.
+        if failed or not (error.errno is None or (store.is_local and error.errno in (errno.EIO, errno.EINVAL))):
             raise
         raise damaged(store, path, f"{type(error).__name__}: {error}") from error
     except (*_BROKEN, *_BROKEN_TOO) as error:
@@ -157,14 +156,19 @@ def read_parquet(file: BinaryIO, path: str, columns: list[str] | None = None) ->
     Raises:
         Exception: of any kind, where it is damaged; see `reading`.
     """
+    whole = read_footer(file, path)
+    with pq.ParquetFile(file, metadata=whole, page_checksum_verification=True) as table:
+        read = table.read(columns, use_threads=False)
+    return read if columns is None else read.select(columns)
+
+
+def read_footer(file: BinaryIO, path: str) -> pq.FileMetaData:
+    """The footer of a Parquet file, checked against what the file's name says of it; raises as `read_parquet` does."""
     footer = _read_footer(file)
     match = _FOOTER_NAME.search(path)
     if match and f"{zlib.crc32(footer):08x}" != match[1]:
         raise ValueError("a footer that is not the one written")
-    whole = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
-    with pq.ParquetFile(file, metadata=whole, page_checksum_verification=True) as table:
-        read = table.read(columns, use_threads=False)
-    return read if columns is None else read.select(columns)
+    return pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
 
 
 def _read_footer(file: BinaryIO) -> bytes:

@@ -41,7 +41,10 @@ def check_shared(store: Store) -> None:
 
 
 def _sees(path: str) -> bool:
-    return Path(path).is_file()
+    try:
+        return Path(path).is_file()
+    except OSError:  # closed to who runs the workers there
+        return False
 
 
 def _ask(node_id: str, path: str) -> Any:
@@ -53,5 +56,7 @@ def _seen(answer: Any) -> bool:
     """A node that is lost before it answers is no reason to stop."""
     try:
         return bool(ray.get(answer))
+    except ray.exceptions.RayTaskError:
+        raise
     except ray.exceptions.RayError:
         return True

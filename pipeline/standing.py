@@ -1,12 +1,12 @@
 """The parts of an earlier run whose verdicts stand: found in the workspace, or copied into it."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 
-from operators.errors import WorkspaceError
-from pipeline.artifact import Artifact, find_part
-from pipeline.integrity import Checksum, checksum, damaged, sealed
+from pipeline.artifact import Artifact, find_part, publish_beside
+from pipeline.integrity import damaged, sealed
 from pipeline.parts import Part
 from pipeline.spread import spread
 from pipeline.storage import Store
@@ -49,11 +49,10 @@ def copy_part(source: Store, store: Store, folder: str, part: Part) -> Part:
     if found := find_part(store, home):
         return replace(found, shard=part.shard)
     data = source.read(part.path)
-    if (got := checksum(source, part.path)) != Checksum(part.size, part.sha256):
-        raise damaged(source, part.path, f"the SHA-256 {got.sha256}, not {part.sha256}")
+    if (got := hashlib.sha256(data).hexdigest()) != part.sha256:
+        raise damaged(source, part.path, f"the SHA-256 {got}, not {part.sha256}")
     copied = replace(part, path=f"{home}/{part.path.rpartition('/')[2]}")
-    if not store.publish(copied.path, data):
-        raise WorkspaceError(f"{store.url}/{copied.path} must hold the content it is named by, got other bytes")
+    publish_beside(store, copied.path, data)
     store.publish(f"{home}/part.json", sealed(asdict(copied)))
     return copied
 

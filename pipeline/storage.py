@@ -23,6 +23,7 @@ from operators.errors import InputChanged, WorkspaceError
 from pipeline.lease import check_held, held
 from pipeline.remote import ATTEMPTS, is_s3, open_location, retry
 from pipeline.resuming import resuming
+from pipeline.temporary import temporary_path
 
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV}
@@ -98,7 +99,13 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether a file of that name is there."""
-        return bool(self._try(lambda: self.filesystem.exists(self.path(name))))
+        if not self.is_local:
+            return bool(retry(lambda: self.filesystem.exists(self.path(name))))
+        try:
+            Path(self.path(name)).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # of any other error fsspec would say so, too
+        return True
 
     def size(self, name: str) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
@@ -120,10 +127,13 @@ class Store:
 
     def find(self, folder: str) -> dict[str, int]:
         """Every file below a folder: relative path -> size in bytes, sorted by path; empty when there is no folder."""
-        self.filesystem.invalidate_cache()
         root = self.path().rstrip("/") + "/"
-        found = self._try(lambda: self.filesystem.find(self.path(folder), detail=True))
-        return {path[len(root) :]: int(info["size"]) for path, info in sorted(found.items())}
+        if self.is_local:
+            return {path[len(root) :]: size for path, size in sorted(_walk(self.path(folder)))}
+        self.filesystem.invalidate_cache()
+        found = retry(lambda: self.filesystem.find(self.path(folder), detail=True))
+        # A path that ends in a slash stands for a folder that was made by hand.
+        return {path[len(root) :]: int(info["size"]) for path, info in sorted(found.items()) if not path.endswith("/")}
 
     def remove(self, name: str) -> None:
         """Deletes a file or a folder with all below it; no error when it is not there. Raises as `replace` does."""
@@ -144,19 +154,23 @@ class Store:
         self.remove(name)
 
     @contextlib.contextmanager
-    def scratch(self, folder: str) -> Iterator[Path]:
+    def scratch(self, folder: str, *, mark: str = "") -> Iterator[Path]:
         """A file of this attempt's own, to be written and then given to `publish_file`; removed on leaving.
 
         It lies beside its destination when that is a local disk (a hard link cannot cross disks), else in the
-        machine's temporary folder.
+        machine's temporary folder (`pipeline.temporary`).
+
+        Args:
+            folder: of the destination.
+            mark: part of its name.
         """
-        with explain_write_errors(self.url):
+        with explain_write_errors(self.url if self.is_local else tempfile.gettempdir()):
             if self.is_local:
                 parent = Path(self.path(folder))
                 parent.mkdir(parents=True, exist_ok=True)
-                path = parent / f".attempt-{uuid.uuid4().hex}"
+                path = parent / f".attempt-{mark}{uuid.uuid4().hex}"
             else:
-                path = Path(tempfile.gettempdir()) / f"winnow-attempt-{uuid.uuid4().hex}"
+                path = temporary_path()
             try:
                 yield path
             finally:
@@ -192,13 +206,13 @@ class Store:
             WorkspaceError: the folder cannot be written to, or this run holds it no more.
         """
         check_held(self.url, name)
-        with explain_write_errors(self.url):
-            if not self.is_local:
+        if not self.is_local:
+            with explain_write_errors(self.url):
                 self._overwrite_remote(name, data)
-                return
-            with self.scratch(name.rpartition("/")[0]) as scratch:
-                scratch.write_bytes(data)
-                scratch.replace(self.path(name))
+            return
+        with self.scratch(name.rpartition("/")[0]) as scratch:
+            scratch.write_bytes(data)
+            self.replace_file(scratch, name)
 
     def replace_file(self, scratch: Path, name: str) -> None:
         """`replace` with the content of a finished scratch file."""
@@ -243,9 +257,12 @@ class Store:
         # A remembered listing would hide what other processes have written since.
         options = {"use_listings_cache": False, **self.options}
         try:
-            return open_location(self.url, options)
+            filesystem, path = open_location(self.url, options)
         except (ImportError, ValueError) as error:
             raise WorkspaceError(f"{self.url} must have a protocol that fsspec can open, got: {error}") from error
+        if not isinstance(filesystem, LocalFileSystem) and set(path) & set("*?["):
+            raise WorkspaceError(f"{self.url} must hold none of * ? [ in a store, where they stand for other names")
+        return filesystem, path
 
     def _create_remote(self, name: str, source: bytes | Path) -> bool:
         """A conditional put. One whose reply was lost meets its own success when tried again: same bytes, same win."""
@@ -328,6 +345,23 @@ def _put(filesystem: Any, path: str, source: bytes | Path, mode: str) -> None:
 
 def _writable(url: str) -> str:
     return f"{url} must be a folder that can be written to"
+
+
+def _walk(top: str) -> Iterator[tuple[str, int]]:
+    """Path and size of every file below a folder, or of the one file; raises what fsspec would pass over in silence."""
+    if Path(top).is_file():
+        yield top, Path(top).stat().st_size
+        return
+    for folder, _, names in os.walk(top, onerror=_unless_gone, followlinks=True):
+        for name in names:
+            path = f"{folder}/{name}"
+            with contextlib.suppress(FileNotFoundError):  # gone since, or a link to nothing
+                yield path, Path(path).stat().st_size
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _flush(scratch: Path) -> None:

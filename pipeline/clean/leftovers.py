@@ -37,6 +37,8 @@ _DATA = re.compile(r"([0-9a-f]{16})/[0-9a-f]{16}(?:-[0-9a-f]{8})?\.parquet")
 _NOTES = re.compile(r"(?:found|repeats|against|rows|attempt-[0-9a-f]{32})/.+")
 _ITERATIONS = re.compile(r"iterations/.+")
 _FIT = "fit.npz"
+_FOLDERS = ("exports", "ledger", "model", "outcomes", "texts")
+"""Of what is no step's."""
 _AT_ONCE = 16
 
 
@@ -68,6 +70,8 @@ def find_leftovers(store: Store) -> Iterator[Leftover]:
     for folder in artifact_folders(store):
         yield from _in_artifact(store, folder)
     for training in trainings(store):
+        files = {name: size for name, size in store.find(training).items() if _SCRATCH.fullmatch(name)}
+        yield Leftover("scratch of dead attempts", training, files)
         if read_origin(store, MODEL).get("identity") == training.rpartition("/")[2]:
             files = store.find(f"{training}/checkpoints")
             yield Leftover("checkpoints of a finished training", training, files)
@@ -94,7 +98,7 @@ def _damaged(store: Store) -> Leftover:
 
 def _outside_steps(store: Store) -> Iterator[Leftover]:
     top = store.names("")
-    for folder in ("", *(name for name in ("ledger", "outcomes", "texts", "model", SNAPSHOTS) if name in top)):
+    for folder in ("", *(name for name in (*_FOLDERS, SNAPSHOTS) if name in top)):
         names = [f"{folder}/{name}".lstrip("/") for name in store.names(folder)]
         yield Leftover("scratch of dead attempts", folder or ".", _sizes(store, filter(_SCRATCH.fullmatch, names)))
     ledger = find_ledger(store)

@@ -1,7 +1,7 @@
 """What the latest run of a curation does not refer to: artifacts of other configs, of shards that are gone.
 
-In use is what `run.json` names, and every snapshot; what that was made from, as manifests say, reference sets and
-trained filters included; and every part and file that these manifests list. Nobody else's are looked at: trainings,
+In use is what `run.json` names, and every snapshot; what that was made from, as manifests say, reference sets
+included; and every part and file that these manifests list. Nothing else is looked at: trainings, trained filters,
 evaluations, data sets, and what exports note, by which they know their own files again.
 """
 
@@ -39,7 +39,11 @@ def find_unused(store: Store) -> list[Leftover]:
         raise WorkspaceError(
             f"{store.url} must hold nothing but a curation for --unused, got {others[0]}: its job uses artifacts, too"
         )
-    folders = [folder for folder in artifact_folders(store) if not folder.startswith(f"{EXPORTS}/")]
+    folders = [
+        folder
+        for folder in artifact_folders(store)
+        if not folder.startswith(f"{EXPORTS}/") and not folder.partition("/")[0].endswith(".training")
+    ]
     manifests = {
         f"{folder}/{name}": read_manifest(store, folder, f"{folder}/{name}")
         for folder in folders

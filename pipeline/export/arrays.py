@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from operators.errors import ConfigError
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, read_schema
 from pipeline.columns import embeddings, present
 from pipeline.export.slices import Group, num_rows, read_kept
 from pipeline.run import Modality, Run
@@ -33,8 +32,7 @@ def find_embeddings(run: Run, model: str, modality: Modality) -> Artifact:
 
 def width_of(store: Store, artifact: Artifact) -> int:
     """D of an embedding artifact: that of its first part, since all are the same."""
-    with store.open(artifact.parts[0].path) as file:
-        return int(pq.read_schema(file).field("embedding").type.byte_width) // 2
+    return int(read_schema(store, artifact.parts[0].path).field("embedding").type.byte_width) // 2
 
 
 def write_embeddings(store: Store, group: Group, parts: Sequence[str], width: int, path: Path) -> None:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 
 from operators.errors import WorkspaceError
 from pipeline.export.target import Target
-from pipeline.storage import Store, to_json
+from pipeline.integrity import read_sealed, sealed
+from pipeline.storage import Store
 
 FOLDER = "exports"
 
@@ -67,11 +68,15 @@ class Claim:
 
 
 def read_claims(workspace: Store, mine: Claim) -> list[Claim]:
-    """The claims of all exports of a workspace. This one's is asked for by name: a store's listing may lag behind."""
+    """The claims of all exports of a workspace. This one's is asked for by name: a store's listing may lag behind.
+
+    Raises:
+        DamagedError: one is not what was written.
+    """
     names = [name for name in workspace.find(FOLDER) if name.endswith("/claim.json") and name != mine.path]
-    records = [workspace.read_json(name) for name in names]
+    records = [read_sealed(workspace, name) for name in names]
     with contextlib.suppress(FileNotFoundError):
-        records.append(workspace.read_json(mine.path))
+        records.append(read_sealed(workspace, mine.path))
     return [Claim(**record | {"names": tuple(record["names"])}) for record in records]
 
 
@@ -113,7 +118,7 @@ def supersede(workspace: Store, mine: Claim, claims: list[Claim]) -> list[Claim]
     for claim in older:
         workspace.remove(claim.receipt)
         workspace.remove(claim.receipts)
-    workspace.replace(mine.path, to_json(asdict(mine)))
+    workspace.replace(mine.path, sealed(asdict(mine)))
     return older
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, read_schema
 from pipeline.export.settings import ParquetExport
 from pipeline.export.slices import Group, cut_every, kept_slices, num_rows, read_kept
 from pipeline.export.target import Piece
@@ -92,8 +92,7 @@ def _has_score(store: Store, artifact: Artifact, num_shards: int) -> bool:
     first = artifact.parts[0]
     if len(artifact.parts) != num_shards or not first.path.endswith(".parquet"):
         return False
-    with store.open(first.path) as file:
-        return "score" in pq.read_schema(file).names
+    return "score" in read_schema(store, first.path).names
 
 
 def write_table(work: Work, paths: Sequence[Path]) -> None:

@@ -14,13 +14,15 @@ from typing import Any
 from operators.encoders.settings import StoredSettings
 from operators.errors import ConfigError
 from pipeline.export import clip_retrieval, keys, parquet, semdedup, uids, webdataset
-from pipeline.export.claims import Claim, check_target, clear, read_claims, supersede
+from pipeline.export.claims import FOLDER, Claim, check_target, clear, read_claims, supersede
 from pipeline.export.settings import ClipRetrievalExport, SemdedupExport, needs_images
 from pipeline.export.settings import Export as ExportSettings
 from pipeline.export.target import File, Piece, Target, open_target, read_receipts, write_piece
+from pipeline.integrity import read_sealed, sealed
+from pipeline.lease import claim_on
 from pipeline.run import Modality, Run
 from pipeline.spread import spread
-from pipeline.storage import Store, digest, to_json
+from pipeline.storage import Store, digest
 from pipeline.summary import Export
 
 
@@ -121,7 +123,7 @@ def _write(run: Run, target: Target, mine: Claim, stages: Sequence[Sequence[Piec
         for name in (name for stage in stages[1:] for piece in stage for name in piece.names):
             target.store.remove(name)
         pending[1:] = stages[1:]
-    write = partial(write_piece, run.store, target, mine.receipts)
+    write = partial(write_piece, run.store, target, mine.receipts, claim_on(run.store.url))
     total = sum(piece.samples for stage in pending for piece in stage)
     with run.progress.step(f"export {mine.format}", total) as progress:
         for stage in pending:
@@ -143,14 +145,14 @@ def _write_receipt(run: Run, settings: ExportSettings, mine: Claim, files: Seque
         reused=False,
     )
     record = {"export": asdict(made), "url": mine.url, "files": [asdict(file) for file in files]}
-    run.store.replace(mine.receipt, to_json(record))
+    run.store.replace(mine.receipt, sealed(record))
     return made
 
 
 def _find_receipt(workspace: Store, address: str, sizes: dict[str, int]) -> Export | None:
-    """What an earlier run wrote, when all of it is still there."""
+    """What an earlier run wrote, when all of it is still there. Raises DamagedError."""
     try:
-        record = workspace.read_json(f"exports/{address}.json")
+        record = read_sealed(workspace, f"{FOLDER}/{address}.json")
     except FileNotFoundError:
         return None
     if any(sizes.get(file["name"]) != file["size"] for file in record["files"]):

@@ -5,14 +5,16 @@ an export writes is a pure function of what it reads, so of two writers of one f
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from operators.errors import WorkspaceError
+from pipeline.claim import Claim
 from pipeline.export.settings import Export
+from pipeline.integrity import read_sealed, sealed
 from pipeline.remote import retry
-from pipeline.storage import Store, file_sha256, to_json
+from pipeline.storage import Store, file_sha256
 
 FOLDERS = {"webdataset", "parquet", "clip_retrieval", "semdedup"}
 """The formats that fill a folder of their own."""
@@ -56,11 +58,19 @@ class Target:
         return {name: size for name, size in self.store.find("").items() if not _is_hidden(name)}
 
     def remove_scratch(self) -> None:
-        """Removes what killed attempts left in a folder of our own."""
-        if not self.file:
-            for name in self.store.find(""):
-                if name.startswith(".attempt-"):
-                    self.store.remove(name)
+        """Removes what killed attempts left: in a folder of our own, or for the one file."""
+        names = self.store.names("") if self.file else self.store.find("")
+        for name in names:
+            if name.startswith(f".attempt-{self._mark}"):
+                self.store.remove(name)
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """As `Store.scratch`; in somebody's folder it has the name of the file that it is for."""
+        return self.store.scratch("", mark=self._mark)
+
+    @property
+    def _mark(self) -> str:
+        return f"{self.file}-" if self.file else ""
 
 
 def open_target(settings: Export) -> Target:
@@ -102,35 +112,49 @@ class Piece:
     write: Callable[[Sequence[Path]], None]
 
 
-def write_piece(workspace: Store, target: Target, receipts: str, piece: Piece) -> tuple[int, list[File]]:
+def write_piece(
+    workspace: Store, target: Target, receipts: str, claim: Claim | None, piece: Piece
+) -> tuple[int, list[File]]:
     """Writes the files of a piece, then its receipt.
 
     Args:
         workspace: where the receipt goes.
         target: where the files go.
         receipts: a folder in the workspace.
+        claim: of the driver on the workspace, which must still stand when anything is replaced.
         piece: what to write.
 
     Returns:
         (samples, files).
+
+    Raises:
+        WorkspaceError: another run has the workspace.
     """
+
+    def check() -> None:
+        if claim:
+            claim.check()
+
     with ExitStack() as scratches:
-        paths = [scratches.enter_context(target.store.scratch("")) for _ in piece.names]
+        paths = [scratches.enter_context(target.scratch()) for _ in piece.names]
         piece.write(paths)
         files = [
             File(name, path.stat().st_size, file_sha256(path)) for name, path in zip(piece.names, paths, strict=True)
         ]
         for file, path in zip(files, paths, strict=True):
+            check()
             target.store.replace_file(path, file.name)
-    workspace.replace(f"{receipts}/{piece.names[0]}.json", to_json([asdict(file) for file in files]))
+    check()
+    workspace.replace(f"{receipts}/{piece.names[0]}.json", sealed({"files": [asdict(file) for file in files]}))
     return piece.samples, files
 
 
 def read_receipts(workspace: Store, receipts: str) -> Iterator[File]:
-    """The files of all receipts in a folder."""
+    """The files of all receipts in a folder. Raises DamagedError."""
     for name in workspace.find(receipts):
-        for file in workspace.read_json(name):
-            yield File(**file)
+        if not _is_hidden(name):  # scratch of an attempt that was killed
+            for file in read_sealed(workspace, name)["files"]:
+                yield File(**file)
 
 
 def _is_hidden(name: str) -> bool:

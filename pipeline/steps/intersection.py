@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, read_schema
 from pipeline.columns import booleans
 from pipeline.config.problems import KeyProblem
 from pipeline.config.yaml_values import KeyPath
@@ -125,5 +124,4 @@ def judge(names: Sequence[str], table: pa.Table) -> Verdicts:
 
 def _columns(run: Run, artifact: Artifact) -> list[str]:
     """The columns of verdicts: not every step gives details."""
-    with run.store.open(artifact.parts[0].path) as file:
-        return list(pq.read_schema(file).names)
+    return list(read_schema(run.store, artifact.parts[0].path).names)

@@ -6,6 +6,7 @@ from typing import Any
 from operators.errors import DamagedError
 from pipeline.artifact import read_manifest
 from pipeline.contents import trainings
+from pipeline.export.claims import FOLDER as EXPORTS
 from pipeline.integrity import Checksum, read_sealed, what_is_wrong
 from pipeline.snapshots import FOLDER as SNAPSHOTS
 from pipeline.snapshots import Snapshot, path_of, read_history
@@ -35,6 +36,10 @@ def find_records(store: Store) -> Iterator[Item]:
         yield "snapshot", path_of(number)
     for name in store.names("texts"):
         yield "texts", f"texts/{name}"
+    for name in store.find(EXPORTS) if EXPORTS in store.names("") else ():
+        last = name.rpartition("/")[2]
+        if last != "claim.json" and not last.startswith("."):  # claims lie in what looks like the folder of an artifact
+            yield "exports", name
 
 
 def check_record(store: Store, item: Item) -> tuple[str, Tally]:
@@ -50,7 +55,7 @@ def check_record(store: Store, item: Item) -> tuple[str, Tally]:
             return path.rpartition("/")[0], Tally(1, 0, checkpoint.size)
         if kind == "snapshot":
             return SNAPSHOTS, _check_snapshot(store, read_sealed(store, path))
-        if kind == "texts":
+        if kind in ("texts", "exports"):
             return kind, check_file(store, path, None)
         record = read_sealed(store, f"{path}.json")
     except DamagedError as error:

@@ -13,15 +13,18 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from operators.edits import encode_image
-from operators.errors import InputError, WorkspaceError
+from operators.errors import DamagedError, InputError, WorkspaceError
 from operators.images import image_hash
 from operators.uids import derive_uid
 from pipeline.artifact import Artifact, publish_part
+from pipeline.claim import FOLDER as LEASES
 from pipeline.engine import Resources, engine
 from pipeline.export.run import export
 from pipeline.export.settings import Export
+from pipeline.export.target import Piece, Target, write_piece
 from pipeline.failures import winnow_error
 from pipeline.kept import load_kept
+from pipeline.lease import claim_on
 from pipeline.listing import list_shards
 from pipeline.parts import Part
 from pipeline.pool import Pool
@@ -220,6 +223,43 @@ def test_a_killed_export_goes_on(tmp_path):
     assert not run_export(run, tmp_path / "out", format="webdataset", max_samples_per_shard=1).reused
     assert sums(tmp_path / "out") == whole
     assert {name: (tmp_path / "out" / name).stat().st_ino for name in kept} == kept
+
+
+def test_what_attempts_left_half_written_stops_nothing(tmp_path):
+    run = two_shards(tmp_path)
+    mine, foreign = ".attempt-subset.npy-0123", ".attempt-other.npy-0123"
+    for name in (mine, foreign):
+        (tmp_path / name).write_bytes(b"half")
+    run_export(run, tmp_path / "subset.npy", format="uids")
+    assert {path.name for path in tmp_path.glob(".attempt-*")} == {foreign}
+    (receipt,) = (tmp_path / "work/exports").glob("*.json")
+    receipt.unlink()
+    (next((tmp_path / "work/exports").glob("*/files")) / f".attempt-{'c' * 32}").touch()
+    assert not run_export(run, tmp_path / "subset.npy", format="uids").reused
+
+
+@pytest.mark.parametrize("name", ["*.json", "*/claim.json", "*/files/*.json"])
+def test_a_damaged_receipt_is_told_and_found(tmp_path, name):
+    run = two_shards(tmp_path)
+    run_export(run, tmp_path / "out", format="webdataset")
+    for receipt in (tmp_path / "work/exports").glob("*.json") if name != "*.json" else ():
+        receipt.unlink()
+    path = next((tmp_path / "work/exports").glob(name))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DamagedError, match=rf"^exports/.*{path.name} must be what was written"):
+        run_export(run, tmp_path / "out", format="webdataset")
+
+
+def test_workers_of_a_run_that_was_replaced_write_no_more(tmp_path):
+    run = two_shards(tmp_path)
+    with run.store.locked():
+        claim = claim_on(run.store.url)
+        run.store.publish(f"{LEASES}/{claim.generation + 1:09d}.json", run.store.read(f"{LEASES}/{1:09d}.json"))
+        piece = Piece(("a",), 1, lambda paths: paths[0].write_bytes(b"a"))
+        target = Target(Store(str(tmp_path / "out")))
+        with pytest.raises(WorkspaceError, match="must be used by one run at a time, got replaced"):
+            write_piece(run.store, target, "exports/x/files", claim, piece)
+    assert target.store.find("") == {}
 
 
 def test_an_export_knows_its_files_while_listings_lag_behind(tmp_path, monkeypatch):

@@ -67,6 +67,7 @@ def test_what_a_content_leads_to_is_damage(store, error):
     "error",
     [
         PermissionError(errno.EACCES, "denied"),
+        PermissionError("The provided token has expired."),  # as s3fs says it
         ConnectionResetError("reset"),
         TimeoutError("slow"),
         OSError(errno.EMFILE, "too many open files"),
@@ -75,6 +76,14 @@ def test_what_a_content_leads_to_is_damage(store, error):
 )
 def test_what_a_store_does_is_not(store, error):
     with pytest.raises(type(error)), reading(store, "x"):
+        raise error
+
+
+def test_what_a_disk_says_of_a_content_a_store_says_of_a_request(store):
+    error = OSError(errno.EINVAL, "Invalid argument")
+    with pytest.raises(DamagedError), reading(store, "x"):
+        raise error
+    with pytest.raises(OSError, match="Invalid argument"), reading(Store("memory://w"), "x"):
         raise error
 
 

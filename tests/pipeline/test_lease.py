@@ -170,6 +170,25 @@ def test_a_holder_that_releases_while_it_is_watched(shared):
             assert claim_on(shared.url).generation == 1
 
 
+def test_a_holder_that_wakes_up_and_releases_just_before_it_is_replaced(shared, monkeypatch):
+    """Who comes then finds nothing, and counts from 1 again: both would go on."""
+    take(shared, 2)
+    third = Process("third", 7, "boot", "space", "1")
+    publish = Store.publish_json
+
+    def late(store, name, value):
+        monkeypatch.setattr(Store, "publish_json", publish)
+        shared.remove(f"{FOLDER}/000000002.json")
+        take(shared, 1, third, renew_seconds=1)
+        threading.Timer(0.3, shared.replace, (f"{FOLDER}/000000001.beat", b"{}")).start()
+        return store.publish_json(name, value)
+
+    monkeypatch.setattr(Store, "publish_json", late)
+    with pytest.raises(WorkspaceError, match="got a second one, while third"), shared.locked():
+        pass
+    assert files(shared) == ["000000001.beat", "000000001.json"]
+
+
 def test_a_lease_is_renewed(shared, monkeypatch):
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
     beats = set()

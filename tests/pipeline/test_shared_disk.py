@@ -1,5 +1,6 @@
 """Whether nodes share a disk, without the nodes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,14 @@ def test_a_node_that_does_not_see_it_is_named(nodes, tmp_path):
     with pytest.raises(WorkspaceError, match=r"must be a folder that all nodes .* got one that blind\.example cannot"):
         check_shared(Store(str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_closed_to_a_node_is_not_seen_there(monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "denied")
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    assert not shared_disk._sees("/w/.probe")
 
 
 def test_an_object_store_is_shared_by_nature(nodes):

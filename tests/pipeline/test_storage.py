@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import tempfile
 import time
 from pathlib import Path
 
@@ -178,6 +179,44 @@ def test_what_a_folder_holds_and_moving_it(store, memory, tmp_path):
         assert place.read("a/1/3") == b"new"
         with pytest.raises(FileNotFoundError):
             place.size("b")
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_missing(store, monkeypatch):
+    """As behind a shared disk that has hung up: the files are all there."""
+    store.replace("a/b", b"1")
+
+    def fail(*args, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "stat", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.exists("a/b")
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.find("a")
+
+
+def test_files_are_found_also_through_links(store, tmp_path):
+    store.replace("a/b", b"12")
+    (tmp_path / "work/link").symlink_to(tmp_path / "work/a")
+    (tmp_path / "work/nothing").symlink_to(tmp_path / "elsewhere")
+    assert store.find("") == {"a/b": 2, "link/b": 2}
+    assert store.find("a/b") == {"a/b": 2}
+    assert store.find("a/b/c") == {}
+    assert not store.exists("a/b/c")
+
+
+@pytest.mark.parametrize("url", ["memory://bucket/run[1]", "memory://bucket/*/w"])
+def test_a_store_in_which_other_names_would_be_meant_is_refused(url):
+    with pytest.raises(WorkspaceError, match=r"must hold none of \* \? \[ in a store"):
+        Store(url).remove("a")
+
+
+def test_a_full_temporary_folder_is_what_is_named(memory):
+    said = f"^{tempfile.gettempdir()} must be a folder that can be written to, got"
+    with pytest.raises(WorkspaceError, match=said), memory.scratch("a"):
+        raise OSError(errno.ENOSPC, "full")
 
 
 def test_the_root_is_writable_or_not(store, tmp_path):
