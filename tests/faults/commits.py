@@ -17,6 +17,7 @@ import os
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ EVERY = "every file"
 OUTSIDE = "outside the workspace"
 DRIVER, DISK_FULL, EXIT = "driver killed", "disk full", "process exits"
 _POLL_SECONDS = 0.05
+_OF_BYTES = ("publish", "replace")
 _UNCOUNTED = (".", "status.json")
 """Probes, leases, and what is written by the clock."""
 
@@ -149,17 +151,18 @@ def install() -> None:
         method = getattr(Store, name)
         signature = inspect.signature(method)
 
-        def locate(*values: Any, signature: inspect.Signature = signature, **named: Any) -> tuple[str, str]:
+        def locate(*values: Any, signature: inspect.Signature = signature, **named: Any) -> tuple[Store, str]:
             bound = signature.bind(*values, **named).arguments
-            return bound["self"].url, bound["name"]
+            return bound["self"], bound["name"]
 
         setattr(Store, name, _counted(method, locate, plan))
 
 
-def _counted(write: Callable[..., Any], locate: Callable[..., tuple[str, str]], plan: Plan) -> Callable[..., Any]:
+def _counted(write: Callable[..., Any], locate: Callable[..., tuple[Store, str]], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(write)
     def counted(*values: Any, **named: Any) -> Any:
-        url, name = locate(*values, **named)
+        store, name = locate(*values, **named)
+        url = store.url
         if getattr(_here, "writing", False) or name.startswith(_UNCOUNTED):  # one write inside another
             return write(*values, **named)
         _here.writing = True
@@ -173,6 +176,8 @@ def _counted(write: Callable[..., Any], locate: Callable[..., tuple[str, str]], 
             found = [(i, fault) for i, fault in enumerate(plan.faults) if (fault.step, fault.commit) == (step, commit)]
             for number, fault in found:
                 if not fault.after:
+                    if write.__name__ in _OF_BYTES and fault.kind != DISK_FULL:
+                        _leave_scratch(store, name)
                     plan.come_to(str(number), fault.kind, url)
             result = write(*values, **named)
             for number, fault in found:
@@ -183,6 +188,14 @@ def _counted(write: Callable[..., Any], locate: Callable[..., tuple[str, str]], 
             _here.writing = False
 
     return counted
+
+
+def _leave_scratch(store: Store, name: str) -> None:
+    """What a process leaves that is killed while it writes: of a write of bytes the scratch file is not there yet."""
+    if store.is_local:
+        folder = Path(store.path(name)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f".attempt-{uuid.uuid4().hex}").touch()
 
 
 def _node() -> str:

@@ -31,7 +31,7 @@ from pipeline.stream.work import Need, Pass, ShardWork
 from tests.faults.mutations import MAX_MEMBER_BYTES, MAX_PIXELS, NUM_SAMPLES, Mutation, mutations, samples, tar
 
 SECONDS = 20
-MEMORY = 300 * 2**20
+MEMORY = 64 * 2**20
 """Bytes that bad shards may take on top of what a sound one does."""
 _NEED = Need("raw", "image", "raw.image/0")
 

@@ -16,6 +16,8 @@ from pipeline.storage import Store
 
 _ATTEMPT = re.compile("attempt-[0-9a-f]{32}")
 """The folder of what a step wrote in one attempt, whichever it was."""
+_EXPORT = re.compile("exports/[0-9a-f]{16}")
+"""What the workspace knows of an export; its address depends on where it goes."""
 WORK = "work"
 """The workspace, in the folder of a schedule; all else in it was exported."""
 
@@ -98,11 +100,20 @@ def read_outcome(home: Store) -> Outcome:
             parts = [(part.shard, part.path, part.sha256, dict(part.counts), part.mask) for part in artifact.parts]
             files = {name: str(checksum) for name, checksum in artifact.files.items()}
             data[path] = _ATTEMPT.sub("attempt", json.dumps([parts, files], sort_keys=True))
-        elif path.startswith(f"{FOLDER_OF_SNAPSHOTS}/") and not path.endswith(".night.json"):
+        elif (
+            path.startswith(f"{FOLDER_OF_SNAPSHOTS}/") and not path.endswith(".night.json") and "/.attempt-" not in path
+        ):
             data[path] = _content(store, path)
     exported = [path for path in home.find("") if not path.startswith(f"{WORK}/")]
     files = {path: hashlib.sha256(home.read(path)).hexdigest() for path in exported}
     return Outcome(samples, sha256.hexdigest(), data, files)
+
+
+def read_names(home: Store) -> set[str]:
+    """What lies in the workspace of a schedule, but for leases and what is written by the clock."""
+    store = replace(home, url=f"{home.url}/{WORK}")
+    names = (name for name in store.find("") if not name.startswith((".lease", ".lock", "status.json")))
+    return {_EXPORT.sub("exports/address", _ATTEMPT.sub("attempt", name)) for name in names}
 
 
 def _content(store: Store, path: str) -> str:

@@ -34,7 +34,7 @@ from tests.faults import cases
 from tests.faults.attempts import DRIVER, EXIT, FROZEN, FULL, NODE, SECOND, WORKER, Attempts
 from tests.faults.commits import Fault, Plan
 from tests.faults.nodes import Nodes
-from tests.faults.outcomes import WORK, Outcome, Tally, compare, read_outcome
+from tests.faults.outcomes import WORK, Outcome, Tally, compare, read_names, read_outcome
 from tests.faults.s3_proxy import FaultProxy, Faults
 
 KINDS = {DRIVER: 4, WORKER: 3, EXIT: 2, NODE: 1, SECOND: 1, FROZEN: 1, FULL: 2}
@@ -58,6 +58,21 @@ class Place:
     storage: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a case comes to where nothing strikes.
+
+    Attributes:
+        outcome: of it.
+        names: of the files that `winnow clean` leaves in its workspace.
+        plan: has counted its commits.
+    """
+
+    outcome: Outcome
+    names: set[str]
+    plan: Plan
+
+
 class Harness:
     """All that schedules share; `open_harness` makes one.
 
@@ -71,12 +86,12 @@ class Harness:
         self.folder = folder
         self.nodes = nodes
         self.server = server
-        self._undisturbed: dict[tuple[str, bool], tuple[Outcome, Plan]] = {}
+        self._undisturbed: dict[tuple[str, bool], Undisturbed] = {}
 
     def run(self, case: str, seed: int, tally: Tally) -> None:
         """One schedule, added to a tally: in a folder where the seed is even, in a bucket where it is odd."""
         remote = seed % 2 == 1
-        _, plan = self.undisturbed(case, remote=remote)
+        plan = self.undisturbed(case, remote=remote).plan
         with self._place(remote, replace(S3_FAULTS, seed=seed)) as (place, proxy):
             self._strike(place, proxy, case, f"{case}-{seed}", draw(seed, plan.commits()), tally)
 
@@ -85,20 +100,22 @@ class Harness:
         with self._place(False, Faults()) as (place, _):
             self._strike(place, None, case, name, faults, tally)
 
-    def undisturbed(self, case: str, *, remote: bool) -> tuple[Outcome, Plan]:
-        """What a case comes to where nothing strikes, and the plan that has counted its commits."""
+    def undisturbed(self, case: str, *, remote: bool) -> "Undisturbed":
+        """What a case comes to where nothing strikes."""
         if (case, remote) not in self._undisturbed:
             with self._place(remote, Faults()) as (place, _):
                 attempts, home = self._finish(place, case, f"{case}-undisturbed-{remote}", [])
                 counts = attempts.plan.commits()
                 assert counts["samples"] > cases.SHARDS, f"the commits of workers must be counted, got {counts}"
-                self._undisturbed[case, remote] = read_outcome(home), attempts.plan
+                outcome = read_outcome(home)
+                assert not (found := look_around(home)), found
+                self._undisturbed[case, remote] = Undisturbed(outcome, read_names(home), attempts.plan)
         return self._undisturbed[case, remote]
 
     def _strike(
         self, place: Place, proxy: FaultProxy | None, case: str, name: str, faults: list[Fault], tally: Tally
     ) -> None:
-        expected, _ = self.undisturbed(case, remote=proxy is not None)
+        expected = self.undisturbed(case, remote=proxy is not None)
         attempts, home = self._finish(place, case, name, faults)
         tally.schedules += 1
         tally.runs += attempts.runs
@@ -106,8 +123,9 @@ class Harness:
         if proxy:
             tally.faults.update({f"s3: {fault}": count for fault, count in proxy.injected.items()})
             proxy.faults = Faults()
-        compare(expected, read_outcome(home), name, tally)
-        tally.different += [f"{name}: {finding}" for finding in look_around(home)]
+        compare(expected.outcome, read_outcome(home), name, tally)
+        wrong = [*look_around(home), *(f"left over or lost: {file}" for file in expected.names ^ read_names(home))]
+        tally.different += [f"{name}: {finding}" for finding in wrong]
 
     def _finish(self, place: Place, case: str, name: str, faults: list[Fault]) -> tuple[Attempts, Store]:
         """Runs a schedule; returns its runs and its folder."""

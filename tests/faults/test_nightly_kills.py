@@ -21,7 +21,7 @@ def test_killed_while_it_shows_itself_and_while_it_commits(tmp_path, no_ray):
     """The second night, once its record is there and once more just before its snapshot is."""
     tally = Tally()
     with open_harness(tmp_path) as harness:
-        _, plan = harness.undisturbed(NIGHTLY, remote=False)
+        plan = harness.undisturbed(NIGHTLY, remote=False).plan
         counts = plan.commits()
         assert counts["run.json"] == 2
         # Of each attempt, a file of the diff and when it began; of each night, the times, the snapshot and the pointer.
@@ -39,7 +39,7 @@ def test_killed_before_every_commit(tmp_path, no_ray):
     """Of two nights, one kill after the other: each attempt gets to the next file that no attempt before it came to."""
     tally = Tally()
     with open_harness(tmp_path) as harness:
-        _, plan = harness.undisturbed(NIGHTLY, remote=False)
+        plan = harness.undisturbed(NIGHTLY, remote=False).plan
         harness.strike(NIGHTLY, "every-kill", [Fault(EVERY, 0, False, DRIVER)], tally)
         places = plan.places()
     assert tally.good, tally.show()
