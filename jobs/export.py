@@ -24,7 +24,7 @@ from pipeline.engine import Resources, engine
 from pipeline.export.run import export
 from pipeline.export.settings import Export
 from pipeline.progress import open_progress
-from pipeline.record import open_run
+from pipeline.record import open_run, read_record
 
 _OPTIONS = {
     "path": "--to",
@@ -64,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
     settings, store = read_settings(args), open_workspace(args)
     resources = Resources(workers=args.workers)
     with engine(resources, args.address) as workers, open_progress() as progress:
-        chosen, _ = open_run(store, workers=workers, progress=progress, snapshot=args.snapshot)
+        read_record(store, args.snapshot)  # else the lease would make a folder where there is none
         with store.locked(progress.note):
+            chosen, _ = open_run(store, workers=workers, progress=progress, snapshot=args.snapshot)
             done = export(chosen, settings)
     time = "reused" if done.reused else f"{done.seconds:.1f} s"
     print_table(

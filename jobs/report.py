@@ -12,7 +12,7 @@ import argparse
 from pipeline.arguments import add_snapshot, add_workspace, open_workspace
 from pipeline.engine import Resources, engine
 from pipeline.progress import open_progress
-from pipeline.record import open_run
+from pipeline.record import open_run, read_record
 from pipeline.report.build import REPORT, location, write_report
 from pipeline.snapshots import read_snapshot, report_path
 from pipeline.summary import summarise
@@ -30,10 +30,11 @@ def run(args: argparse.Namespace) -> int:
     """Writes the report and prints where it is; returns the exit code."""
     store = open_workspace(args)
     with engine(Resources(workers=args.workers), args.address) as workers, open_progress() as progress:
-        chosen, config = open_run(store, workers=workers, progress=progress, snapshot=args.snapshot)
+        read_record(store, args.snapshot)  # else the lease would make a folder where there is none
         snapshot = None if args.snapshot is None else read_snapshot(store, args.snapshot)
         name = report_path(args.snapshot) if snapshot else REPORT
         with store.locked(progress.note):
+            chosen, config = open_run(store, workers=workers, progress=progress, snapshot=args.snapshot)
             write_report(chosen, config.steps, summarise(chosen, []), snapshot=snapshot, name=name)
     print(f"{location(store)}/{name}")
     return 0
