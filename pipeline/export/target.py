@@ -153,8 +153,9 @@ def read_receipts(workspace: Store, receipts: str) -> Iterator[File]:
     """The files of all receipts in a folder. Raises DamagedError."""
     for name in workspace.find(receipts):
         if not _is_hidden(name):  # scratch of an attempt that was killed
-            for file in read_sealed(workspace, name)["files"]:
-                yield File(**file)
+            record = read_sealed(workspace, name)
+            # Of an earlier version it is a list without a seal: what that vouches for is written again.
+            yield from (File(**file) for file in (record["files"] if isinstance(record, dict) else ()))
 
 
 def _is_hidden(name: str) -> bool:

@@ -250,6 +250,17 @@ def test_a_damaged_receipt_is_told_and_found(tmp_path, name):
         run_export(run, tmp_path / "out", format="webdataset")
 
 
+def test_a_receipt_of_an_earlier_version_vouches_for_nothing(tmp_path):
+    run = two_shards(tmp_path)
+    run_export(run, tmp_path / "out", format="webdataset")
+    (receipt,) = (tmp_path / "work/exports").glob("*.json")
+    receipt.unlink()
+    next((tmp_path / "work/exports").glob("*/files/*.json")).write_text("[]")
+    whole = sums(tmp_path / "out")
+    assert not run_export(run, tmp_path / "out", format="webdataset").reused
+    assert sums(tmp_path / "out") == whole
+
+
 def test_workers_of_a_run_that_was_replaced_write_no_more(tmp_path):
     run = two_shards(tmp_path)
     with run.store.locked():
