@@ -63,14 +63,18 @@ def _run(arguments: Sequence[str], stack: ExitStack) -> int:
             stack.enter_context(logs.configured(args.log))
             logs.log(logging.INFO, f"{arguments[0]}: started", event="job started", version=_version())
             status: int = args.run(args)
-            sys.stdout.flush()
+            if sys.stdout:  # none where it was closed before
+                sys.stdout.flush()
     except SystemExit as stop:  # argparse: 0 after --help and --version, 2 for arguments that are wrong
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt as interrupt:
         status = 128 + next(iter(stopped_by), signal.SIGINT)
         _say(str(interrupt) or "stopped; run the same command again to resume", status)
     except Exception as error:
-        status = 128 + signal.SIGPIPE if _is_unread(error) else _explain(error)
+        if not _is_unread(error):
+            return _explain(error)
+        status = 128 + signal.SIGPIPE
+        logs.log(logging.INFO, f"{arguments[0]}: ended", event="job ended", exit_code=status)
     else:
         logs.log(logging.INFO, f"{arguments[0]}: ended", event="job ended", exit_code=status)
     return status
@@ -130,13 +134,14 @@ def _docstring(module_name: str) -> str:
 
 def _is_unread(error: Exception) -> bool:
     """Whether an error says that nobody reads the standard output any more, as behind `| head`: no more is written."""
-    if not isinstance(error, BrokenPipeError):
+    output = sys.__stdout__
+    if not isinstance(error, BrokenPipeError) or output is None or output is not sys.stdout:
         return False
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
+    poll.register(output.fileno(), 0)
     if not any(events & select.POLLERR for _, events in poll.poll(0)):
         return False  # it was another pipe
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # for what Python writes when it ends
     return True
 
 

@@ -4,8 +4,8 @@ It is a claim (`pipeline.claim`) that a thread renews. On a local disk a lock of
 answers at once.
 
 A holder that was taken for dead, and wakes up, finds that another has the claim: at its next renewal, and before each
-`Store.replace`, `Store.remove` and `Store.move` of the driver. Parts are put-if-absent, so what it published until then
-is harmless. Between that look and the one write that follows nothing guards it.
+`Store.replace`, `Store.remove` and `Store.move` of the driver. Parts have the name of their content, so what it
+published until then is harmless. Between that look and the one write that follows nothing guards it.
 """
 
 import contextlib

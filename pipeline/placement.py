@@ -124,8 +124,6 @@ def place_encoders(workers: int, gpus: int | None, size: float) -> Encoders:
     there = sum(_gpus(node) for node in nodes)
     most = there if gpus is None else gpus
     if most:
-        if not there:
-            _log.warning("encoders wait for a node with a GPU (resources.gpus is %d): the cluster has none yet", most)
         share = min([1.0, *_shares_beside_gpus(nodes)])
         return Encoders(max(1, min(there, most)), most, _floor(share), on_gpus=True)
     workers = encoders_on_cpus(workers, size)
@@ -138,6 +136,16 @@ def place_encoders(workers: int, gpus: int | None, size: float) -> Encoders:
     share = _floor(share)
     held = sum(int(_cpus(node) / share) for node in nodes)
     return Encoders(max(1, min(workers, held)), workers, share, on_gpus=False)
+
+
+def tell_if_waiting(encoders: Encoders) -> None:
+    """Says that encoders wait, where they need a GPU and no node has one yet; on one machine none will come."""
+    if encoders.on_gpus and not any(_gpus(node) for node in _live_nodes()):
+        _log.warning(
+            "encoders wait for a node with a GPU (resources.gpus is %d), there is none; on CPUs they run with "
+            "resources.gpus 0, and models.*.precision as it is on GPUs keeps what is embedded already",
+            encoders.most,
+        )
 
 
 def cpu_work(workers: int) -> dict[str, Any]:

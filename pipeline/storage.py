@@ -1,7 +1,8 @@
 """A workspace folder on any fsspec file system, and the two ways anything is written into it.
 
 `publish` is for data and manifests: it fails softly when the name exists, so two writers can never both win.
-`replace` is for the few files that show the latest run (`summary.json`, `report.html`): the last writer wins, whole.
+`replace` is for the few files that show the latest run (`summary.json`, `report.html`), and for damaged ones: the last
+writer wins, whole.
 """
 
 import contextlib
@@ -125,11 +126,16 @@ class Store:
             return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != own)
 
-    def find(self, folder: str) -> dict[str, int]:
-        """Every file below a folder: relative path -> size in bytes, sorted by path; empty when there is no folder."""
+    def find(self, folder: str, *, pass_closed: bool = False) -> dict[str, int]:
+        """Every file below a folder: relative path -> size in bytes, sorted by path; empty when there is no folder.
+
+        Args:
+            folder: relative, as all paths.
+            pass_closed: pass over folders on a disk that this process may not look into.
+        """
         root = self.path().rstrip("/") + "/"
         if self.is_local:
-            return {path[len(root) :]: size for path, size in sorted(_walk(self.path(folder)))}
+            return {path[len(root) :]: size for path, size in sorted(_walk(self.path(folder), pass_closed))}
         self.filesystem.invalidate_cache()
         found = retry(lambda: self.filesystem.find(self.path(folder), detail=True))
         # A path that ends in a slash stands for a folder that was made by hand.
@@ -347,21 +353,22 @@ def _writable(url: str) -> str:
     return f"{url} must be a folder that can be written to"
 
 
-def _walk(top: str) -> Iterator[tuple[str, int]]:
-    """Path and size of every file below a folder, or of the one file; raises what fsspec would pass over in silence."""
+def _walk(top: str, pass_closed: bool) -> Iterator[tuple[str, int]]:
+    """Path and size of every file below a folder, or of the one file; a link to a folder is taken for one, too."""
+
+    def fail(error: OSError) -> None:
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if not (gone or (pass_closed and isinstance(error, PermissionError))):
+            raise error
+
     if Path(top).is_file():
         yield top, Path(top).stat().st_size
         return
-    for folder, _, names in os.walk(top, onerror=_unless_gone, followlinks=True):
-        for name in names:
-            path = f"{folder}/{name}"
-            with contextlib.suppress(FileNotFoundError):  # gone since, or a link to nothing
-                yield path, Path(path).stat().st_size
-
-
-def _unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
+    for folder, folders, names in os.walk(top, onerror=fail):
+        links = (name for name in folders if Path(folder, name).is_symlink())
+        for path in (Path(folder, name) for name in [*names, *links]):
+            with contextlib.suppress(FileNotFoundError):  # gone since
+                yield str(path), (path.stat() if path.exists() else path.lstat()).st_size
 
 
 def _flush(scratch: Path) -> None:

@@ -4,6 +4,7 @@ Files appear whole or not at all: they are written as scratch files and moved or
 an export writes is a pure function of what it reads, so of two writers of one file it does not matter who is last.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
@@ -55,13 +56,14 @@ class Target:
             return {self.file: self.store.size(self.file)} if self.store.exists(self.file) else {}
         if retry(lambda: filesystem.isfile(path)):
             raise WorkspaceError(f"export path must be a folder, got the file {self.url}")
-        return {name: size for name, size in self.store.find("").items() if not _is_hidden(name)}
+        found = self.store.find("", pass_closed=True)  # `lost+found` of a disk is nobody's business
+        return {name: size for name, size in found.items() if not _is_hidden(name)}
 
     def remove_scratch(self) -> None:
-        """Removes what killed attempts left: in a folder of our own, or for the one file."""
-        names = self.store.names("") if self.file else self.store.find("")
-        for name in names:
-            if name.startswith(f".attempt-{self._mark}"):
+        """Removes what killed attempts left beside the files: in a folder of our own, or for the one file."""
+        if self.store.is_local:
+            scratch = re.compile(rf"\.attempt-{re.escape(self._mark)}[0-9a-f]{{32}}")
+            for name in filter(scratch.fullmatch, self.store.names("")):
                 self.store.remove(name)
 
     def scratch(self) -> AbstractContextManager[Path]:

@@ -51,9 +51,11 @@ def find(config: Curation) -> Found:
     given, standing = find_given(config.resolved())
     run = start_run(config.resolved(), shards, workers=1, progress=Progress(), dry=True, given=given, standing=standing)
     exports: list[int] = []
+    is_judged = False
     try:
         for _ in run_steps(run, config.resolved().steps):
             pass
+        is_judged = True
         for target in config.export:
             make(run, embeddings_for(run, target))
         exports = [i for i, target in enumerate(config.resolved().export) if find_export(run, target)]
@@ -61,7 +63,7 @@ def find(config: Curation) -> Found:
         pass
     fresh = 0 if "samples" in run.artifacts else _fresh(run)
     clusters = {f"{title}.clusters": artifact for title, artifact in run.clusters.items()}
-    ledger = {"ledger": run.samples} if _has_ledger(run) else {}
+    ledger = {"ledger": run.samples} if is_judged and _has_ledger(run) else {}
     is_whole = bool(ledger) and len(exports) == len(config.export)
     return Found(shards, {**run.artifacts, **clusters, **ledger}, fresh, exports, is_whole)
 

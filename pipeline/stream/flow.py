@@ -12,7 +12,7 @@ import ray
 
 from pipeline import logs, metrics
 from pipeline.payload import pack, unpack
-from pipeline.placement import Encoders, cpu_work, place_encoders
+from pipeline.placement import Encoders, cpu_work, place_encoders, tell_if_waiting
 from pipeline.progress import StepProgress
 from pipeline.readers.sample import ShardEnd
 from pipeline.spread import spread
@@ -152,6 +152,7 @@ def _receipts(
     chunks = shards.flat_map(partial(_read, job), num_cpus=_READ_CPUS, **here)
     decoded = chunks.map(partial(decode_chunk, job), num_cpus=_DECODE_CPUS, **here)
     if any(work.needs for work in works):
+        tell_if_waiting(encoders)
         encoded = decoded.map_batches(
             EncodeChunks,
             fn_args=(job,),

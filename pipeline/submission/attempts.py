@@ -91,7 +91,9 @@ def stop(client: JobSubmissionClient, job: Job, note: Callable[[str], None]) -> 
 
 def find_latest(client: JobSubmissionClient, job: Job) -> JobDetails | None:
     """The attempt that runs, of this job or another one of its series; else the latest of this job, if there is one."""
-    series = [other for other in client.list_jobs() if (other.metadata or {}).get(_SERIES) == job.series]
+    # An earlier version gave no series.
+    jobs = ((other, other.metadata or {}) for other in client.list_jobs())
+    series = [other for other, facts in jobs if facts.get(_SERIES, facts.get(_NAME)) == job.series]
     running = [other for other in series if not other.status.is_terminal()]
     attempts = running or [other for other in series if other.metadata[_NAME] == job.name]
     return max(attempts, key=lambda other: int(other.metadata[_NUMBER]), default=None)

@@ -39,6 +39,7 @@ def follow(client: JobSubmissionClient, submission_id: str, out: TextIO, note: C
     log = _Log(out)
     is_lost = False
     unanswered: float | None = None
+    ended: JobDetails | None = None
 
     def connected() -> None:
         nonlocal is_lost
@@ -49,11 +50,12 @@ def follow(client: JobSubmissionClient, submission_id: str, out: TextIO, note: C
     while True:
         try:
             job = client.get_job_info(submission_id)
-            unanswered = None
-            if is_lost or job.status.is_terminal():
+            ended = job if job.status.is_terminal() else None
+            if is_lost or ended:
                 log.show(client.get_job_logs(submission_id), start=0)  # what no connection has brought
-            if job.status.is_terminal():
-                return job
+            if ended:
+                return ended
+            unanswered = None
             with contextlib.suppress(TimeoutError):
                 asyncio.run(_tail(client, submission_id, log, connected))
         except _LOST as error:
@@ -69,6 +71,9 @@ def follow(client: JobSubmissionClient, submission_id: str, out: TextIO, note: C
                 is_lost = True
             unanswered = unanswered or time.monotonic()
             if time.monotonic() - unanswered > _GIVE_UP_SECONDS:
+                if ended:
+                    note(f"the rest of its log could not be had ({_describe(error)})")
+                    return ended
                 raise WinnowError(
                     f"the cluster must answer within {_GIVE_UP_SECONDS:.0f} seconds, got {_describe(error)}: "
                     f"{submission_id} may be running still, and the same command follows it again"

@@ -165,6 +165,15 @@ def test_a_ledger_of_another_config_is_planned_anew(curated, monkeypatch):
     assert (len(found.exports), "ledger" in found.artifacts, found.is_whole) == (2, False, False)
 
 
+def test_a_step_that_is_new_is_planned(curated):
+    settings, _, _ = curated
+    again = Curation.model_validate(settings.model_dump() | {"export": []})
+    assert find(again).is_whole
+    steps = [*again.model_dump()["steps"], {"step": "rules", "name": "new", "min_words": 3}]
+    found = find(Curation.model_validate(again.model_dump() | {"steps": steps}))
+    assert ("ledger" in found.artifacts, found.is_whole) == (False, False)
+
+
 def test_no_attempt_leaves_anything_behind(curated):
     _settings, _, folder = curated
     names = files_of(folder)

@@ -83,15 +83,6 @@ def test_more_threads_than_any_node_has_would_wait_forever(ray_starts):
         pass
 
 
-def test_gpus_that_this_machine_lacks_would_be_waited_for_for_ever(ray_starts, monkeypatch):
-    rule = r"resources\.gpus must be 0 on a machine without GPUs, got 4"
-    with pytest.raises(ConfigError, match=rule), engine(Resources(gpus=4)):
-        pass
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 6.0, "GPU": 1.0})
-    with engine(Resources(gpus=4)) as workers:
-        assert workers == 6
-
-
 def test_without_an_address_ray_starts_here(ray_starts):
     with engine(Resources(workers=2)):
         assert ray_starts[0]["address"] == "local"

@@ -219,7 +219,7 @@ def test_a_killed_export_goes_on(tmp_path):
     (tmp_path / "out/meta.json").unlink()
     (tmp_path / "out/00000001.tar").unlink()
     (next((tmp_path / "work/exports").glob("*/files/00000002.tar.json"))).unlink()
-    (tmp_path / "out/.attempt-0123").write_bytes(b"half")
+    (tmp_path / f"out/.attempt-{'c' * 32}").write_bytes(b"half")
     assert not run_export(run, tmp_path / "out", format="webdataset", max_samples_per_shard=1).reused
     assert sums(tmp_path / "out") == whole
     assert {name: (tmp_path / "out" / name).stat().st_ino for name in kept} == kept
@@ -227,11 +227,12 @@ def test_a_killed_export_goes_on(tmp_path):
 
 def test_what_attempts_left_half_written_stops_nothing(tmp_path):
     run = two_shards(tmp_path)
-    mine, foreign = ".attempt-subset.npy-0123", ".attempt-other.npy-0123"
-    for name in (mine, foreign):
+    number = "c" * 32
+    mine, *foreign = (f".attempt-{mark}{number}" for mark in ("subset.npy-", "other.npy-", "subset.npy-2-", ""))
+    for name in (mine, *foreign):
         (tmp_path / name).write_bytes(b"half")
     run_export(run, tmp_path / "subset.npy", format="uids")
-    assert {path.name for path in tmp_path.glob(".attempt-*")} == {foreign}
+    assert {path.name for path in tmp_path.glob(".attempt-*")} == set(foreign)
     (receipt,) = (tmp_path / "work/exports").glob("*.json")
     receipt.unlink()
     (next((tmp_path / "work/exports").glob("*/files")) / f".attempt-{'c' * 32}").touch()
@@ -280,7 +281,9 @@ def test_an_export_knows_its_files_while_listings_lag_behind(tmp_path, monkeypat
     (receipt,) = (tmp_path / "work/exports").glob("*.json")
     receipt.unlink()
     find = Store.find
-    monkeypatch.setattr(Store, "find", lambda store, name: {} if name == "exports" else find(store, name))
+    monkeypatch.setattr(
+        Store, "find", lambda store, name, **options: {} if name == "exports" else find(store, name, **options)
+    )
     run_export(run, tmp_path / "out", format="webdataset")
     assert sums(tmp_path / "out") == whole
 

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from operators.errors import ConfigError
-from pipeline.placement import Encoders, cpu_work, num_actors, num_on_gpus, place_encoders
+from pipeline.placement import Encoders, cpu_work, num_actors, num_on_gpus, place_encoders, tell_if_waiting
 
 
 @pytest.fixture
@@ -74,6 +74,17 @@ def shapes(*pairs):
 def test_every_gpu_has_an_encoder_and_something_decodes(nodes, cluster, gpus, expected):
     nodes += shapes(*cluster)
     assert place_encoders(72, gpus, 1) == expected
+
+
+def test_encoders_that_wait_for_a_gpu_say_so(nodes, caplog):
+    nodes += shapes((64, 0))
+    tell_if_waiting(place_encoders(64, 2, 1))
+    (said,) = caplog.messages
+    assert said.startswith("encoders wait for a node with a GPU (resources.gpus is 2), there is none")
+    nodes += shapes((8, 1))
+    tell_if_waiting(place_encoders(64, 2, 1))
+    tell_if_waiting(place_encoders(64, 0, 1))
+    assert caplog.messages == [said]
 
 
 @pytest.mark.parametrize(

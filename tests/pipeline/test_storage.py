@@ -194,14 +194,32 @@ def test_what_cannot_be_looked_at_is_not_taken_for_missing(store, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        store.find("a")
+        store.find("a", pass_closed=True)
 
 
-def test_files_are_found_also_through_links(store, tmp_path):
+def test_folders_that_are_closed_to_us(store, monkeypatch):
+    store.replace("a/b", b"1")
+    store.replace("c", b"1")
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).endswith("/a"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert store.find("", pass_closed=True) == {"c": 1}
+    with pytest.raises(PermissionError):
+        store.find("")
+
+
+def test_links_are_found_and_not_followed(store, tmp_path):
     store.replace("a/b", b"12")
-    (tmp_path / "work/link").symlink_to(tmp_path / "work/a")
-    (tmp_path / "work/nothing").symlink_to(tmp_path / "elsewhere")
-    assert store.find("") == {"a/b": 2, "link/b": 2}
+    for name, target in (("file", "a/b"), ("folder", "a"), ("here", "."), ("itself", "itself"), ("nothing", "x")):
+        (tmp_path / "work" / name).symlink_to(target)
+    found = store.find("")
+    assert list(found) == ["a/b", "file", "folder", "here", "itself", "nothing"]
+    assert found["a/b"] == found["file"] == 2
     assert store.find("a/b") == {"a/b": 2}
     assert store.find("a/b/c") == {}
     assert not store.exists("a/b/c")

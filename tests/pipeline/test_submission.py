@@ -308,6 +308,14 @@ def test_a_night_that_runs_stands_for_the_next():
     assert start(server, tomorrow, again=False, note=notes.append) == "tomorrow"
 
 
+def test_a_job_that_an_earlier_version_submitted_is_known():
+    server = FakeServer()
+    server.add("night", JobStatus.RUNNING, name="night", attempt="1", digest="d")
+    notes = []
+    assert start(server, Job("night", "night", "d", "", {}), again=False, note=notes.append) == "night"
+    assert notes == ["night is running already (RUNNING)"]
+
+
 def test_only_what_runs_is_stopped():
     server, notes = FakeServer(), []
     with pytest.raises(ConfigError, match="none of the name night"):
@@ -350,15 +358,29 @@ def test_where_no_stream_is_let_through_the_log_is_asked_for(at_once):
     texts = ["one\n", "one\ntwo\n", "one\ntwo\nthree\n"]
 
     def get_job_logs(submission_id):
-        server.log = texts.pop(0)
-        server.jobs[submission_id].status = JobStatus.RUNNING if texts else JobStatus.SUCCEEDED
-        return server.log
+        if len(texts) == 1:
+            server.jobs[submission_id].status = JobStatus.SUCCEEDED
+            return texts[0]
+        return texts.pop(0)
 
     server.get_job_logs = get_job_logs
     server.connections = [[ConnectionError("refused")] for _ in range(9)]
     out, notes, status = followed(server)
     assert (out, status) == ("one\ntwo\nthree\n", JobStatus.SUCCEEDED)
     assert notes == ["the connection was lost, and night goes on; trying again (ConnectionError: refused)"]
+
+
+def test_a_job_whose_log_is_gone_has_ended_all_the_same(at_once, monkeypatch):
+    monkeypatch.setattr(following, "_GIVE_UP_SECONDS", 0.0)
+    server = FakeServer(connections=[[]])
+
+    def get_job_logs(submission_id):
+        raise RuntimeError("Request failed with status code 500")
+
+    server.get_job_logs = get_job_logs
+    out, notes, status = followed(server)
+    assert (out, status) == ("", JobStatus.SUCCEEDED)
+    assert notes[-1] == "the rest of its log could not be had (RuntimeError: Request failed with status code 500)"
 
 
 def test_an_output_that_is_closed_is_no_lost_connection(at_once):
