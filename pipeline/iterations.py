@@ -39,8 +39,8 @@ class Iterations:
     folder: str
 
     def load(self) -> State | None:
-        """The last state that was saved, if any."""
-        names = self._names()
+        """The last state that was saved, if any. A store's listing may lag behind and name one that is gone."""
+        names = [name for name in self._names() if self.store.exists(name)]
         if not names:
             return None
         arrays = read_arrays(self.store, names[-1])

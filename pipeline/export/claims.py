@@ -68,15 +68,18 @@ class Claim:
 
 
 def read_claims(workspace: Store, mine: Claim) -> list[Claim]:
-    """The claims of all exports of a workspace. This one's is asked for by name: a store's listing may lag behind.
+    """The claims of all exports of a workspace.
+
+    A store's listing may lag behind: this export's claim is asked for by name, and one that was withdrawn is none.
 
     Raises:
         DamagedError: one is not what was written.
     """
-    names = [name for name in workspace.find(FOLDER) if name.endswith("/claim.json") and name != mine.path]
-    records = [read_sealed(workspace, name) for name in names]
-    with contextlib.suppress(FileNotFoundError):
-        records.append(read_sealed(workspace, mine.path))
+    listed = {name for name in workspace.find(FOLDER) if name.endswith("/claim.json")}
+    records = []
+    for name in sorted({*listed, mine.path}):
+        with contextlib.suppress(FileNotFoundError):
+            records.append(read_sealed(workspace, name))
     return [Claim(**record | {"names": tuple(record["names"])}) for record in records]
 
 

@@ -152,10 +152,13 @@ def write_piece(
 
 
 def read_receipts(workspace: Store, receipts: str) -> Iterator[File]:
-    """The files of all receipts in a folder. Raises DamagedError."""
+    """The files of all receipts in a folder, whose listing may lag behind. Raises DamagedError."""
     for name in workspace.find(receipts):
         if not _is_hidden(name):  # scratch of an attempt that was killed
-            record = read_sealed(workspace, name)
+            try:
+                record = read_sealed(workspace, name)
+            except FileNotFoundError:
+                continue
             # Of an earlier version it is a list without a seal: what that vouches for is written again.
             yield from (File(**file) for file in (record["files"] if isinstance(record, dict) else ()))
 

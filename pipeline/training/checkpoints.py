@@ -56,7 +56,7 @@ def save_checkpoint(store: Store, folder: str, state: Mapping[str, Any], facts: 
         state: tensors and plain values.
         facts: the fields of `Checkpoint` that are not about the file.
     """
-    home = f"{folder}/{facts['step']:09d}"
+    home = home_of(folder, facts["step"])
     with store.scratch(home) as scratch:
         with scratch.open("wb") as file:
             torch.save(dict(state), file)
@@ -68,8 +68,15 @@ def save_checkpoint(store: Store, folder: str, state: Mapping[str, Any], facts: 
     return read_checkpoint(store, home)
 
 
+def home_of(folder: str, step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"{folder}/{step:09d}"
+
+
 def find_checkpoints(store: Store, folder: str) -> list[Checkpoint]:
     """The complete checkpoints, oldest first; those that are not there in full are passed over.
+
+    A store's listing may lag behind, so that it names some that are gone.
 
     Raises:
         WorkspaceError: one is of another format.
@@ -80,7 +87,7 @@ def find_checkpoints(store: Store, folder: str) -> list[Checkpoint]:
         if name.endswith(f"/{_MANIFEST}"):
             try:
                 found.append(read_checkpoint(store, name.rpartition("/")[0]))
-            except DamagedError:
+            except (DamagedError, FileNotFoundError):
                 continue
     return [checkpoint for checkpoint in found if files.get(checkpoint.path) == checkpoint.size]
 

@@ -29,10 +29,11 @@ from pipeline.storage import Store
 from pipeline.training import freed_memory
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import (
-    find_checkpoints,
+    home_of,
     load_checkpoint,
     newest_sound,
     prune_checkpoints,
+    read_checkpoint,
     save_checkpoint,
 )
 from pipeline.training.dealing import Hand
@@ -211,13 +212,13 @@ class _Worker:
         step = _of_the_first(newest_sound(self.store, self._checkpoints) if self.rank == 0 else 0)
         if not step:
             return
-        found = find_checkpoints(self.store, self._checkpoints)
-        checkpoint = next((checkpoint for checkpoint in found if checkpoint.step == step), None)
-        if checkpoint is None:
+        try:
+            checkpoint = read_checkpoint(self.store, home_of(self._checkpoints, step))
+        except FileNotFoundError as error:
             raise WorkspaceError(
                 f"{self.store.url} must be a folder that every node sees, got no checkpoint of step {step} on the node "
                 f"of worker {self.rank}"
-            )
+            ) from error
         set_state(self.parallel, self.optimizer, load_checkpoint(self.store, checkpoint))
         self.step, self.loss = checkpoint.step, checkpoint.loss
         self.seconds, self.waited = checkpoint.seconds, checkpoint.waited

@@ -21,7 +21,7 @@ from pipeline.claim import FOLDER as LEASES
 from pipeline.engine import Resources, engine
 from pipeline.export.run import export
 from pipeline.export.settings import Export
-from pipeline.export.target import Piece, Target, write_piece
+from pipeline.export.target import Piece, Target, read_receipts, write_piece
 from pipeline.failures import winnow_error
 from pipeline.kept import load_kept
 from pipeline.lease import claim_on
@@ -274,7 +274,8 @@ def test_workers_of_a_run_that_was_replaced_write_no_more(tmp_path):
     assert target.store.find("") == {}
 
 
-def test_an_export_knows_its_files_while_listings_lag_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize("listed", [{}, {"exports/gone/claim.json": 300}])
+def test_an_export_knows_its_files_while_listings_lag_behind(tmp_path, monkeypatch, listed):
     run = two_shards(tmp_path)
     run_export(run, tmp_path / "out", format="webdataset")
     whole = sums(tmp_path / "out")
@@ -282,10 +283,16 @@ def test_an_export_knows_its_files_while_listings_lag_behind(tmp_path, monkeypat
     receipt.unlink()
     find = Store.find
     monkeypatch.setattr(
-        Store, "find", lambda store, name, **options: {} if name == "exports" else find(store, name, **options)
+        Store, "find", lambda store, name, **options: listed if name == "exports" else find(store, name, **options)
     )
     run_export(run, tmp_path / "out", format="webdataset")
     assert sums(tmp_path / "out") == whole
+
+
+def test_receipts_that_are_listed_but_gone_vouch_for_nothing(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    monkeypatch.setattr(Store, "find", lambda *_: {"files/a.tar.json": 300})
+    assert list(read_receipts(store, "files")) == []
 
 
 def test_a_lost_file_is_written_again(tmp_path):

@@ -271,3 +271,8 @@ def test_a_killed_driver_goes_on_after_its_last_iteration(tmp_path: Path) -> Non
     )
     assert (seen, again) == ([0, 1, 2, 3], list(range(3, expected.iterations + 1)))
     assert_same_bytes(ours, expected)
+
+
+def test_a_state_that_is_listed_but_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "find", lambda *_: {"fit/0/iteration-0003.npz": 9})
+    assert Iterations(Store(str(tmp_path)), "fit/0").load() is None

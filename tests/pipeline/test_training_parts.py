@@ -327,6 +327,15 @@ def test_checkpoints_are_whole_or_not_there(tmp_path):
         find_checkpoints(store, "c")
 
 
+def test_checkpoints_that_are_listed_but_gone_are_passed_over(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    save_checkpoint(store, "c", {"step": 10}, facts(10))
+    listed = {"c/000000005/manifest.json": 300, "c/000000005/0.pt": 9} | store.find("c")
+    monkeypatch.setattr(Store, "find", lambda *_: listed)
+    assert [checkpoint.step for checkpoint in find_checkpoints(store, "c")] == [10]
+    assert newest_sound(store, "c") == 10
+
+
 def test_the_metrics_of_a_lost_attempt_are_dropped(tmp_path):
     store = Store(str(tmp_path))
     for start, losses in ((0, [5.0, 4.0, 3.0]), (2, [2.5])):
