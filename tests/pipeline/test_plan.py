@@ -15,7 +15,7 @@ from pipeline.plan.encoding import measure_encoding
 from pipeline.plan.formulas import FORMULAS, cost, kind_of
 from pipeline.plan.machines import Machines
 from pipeline.plan.plan import Plan, add_up, all_needs, make_plan
-from pipeline.plan.rates import Rates, measure_numeric, read_overrides
+from pipeline.plan.rates import Rates, line_through, measure_numeric, read_overrides
 from pipeline.plan.rehearsal import Line, decided_at_random, rehearse
 from pipeline.plan.reuse import Found, find
 from pipeline.plan.sample import Sampled, sample_pool
@@ -372,6 +372,12 @@ def test_numeric_rates_are_positive(monkeypatch):
     assert set(rates) == {"row_seconds", "product_seconds", "compared_seconds", "pair_seconds"}
     assert rates["product_seconds"] > 0
     assert rates["pair_seconds"] > 0
+
+
+def test_a_slope_that_noise_hides_is_not_taken_for_none():
+    assert line_through(32, 512, 4.2, 9.0) == pytest.approx((3.88, 0.01))
+    assert line_through(32, 512, 0.1, 6.0) == (0.0, pytest.approx(5.9 / 480))
+    assert line_through(32, 512, 5.0, 4.0) == (0.0, 4 / 512)
 
 
 def test_operations_of_a_model_are_counted(config, tmp_path):
