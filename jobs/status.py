@@ -23,9 +23,9 @@ from rich.console import Console
 from operators.errors import ConfigError
 from pipeline.arguments import add_workspace, open_workspace
 from pipeline.console import print_table
-from pipeline.progress import describe_seconds
+from pipeline.progress import DONE, describe_seconds
 from pipeline.status.read import Status, read_status
-from pipeline.status.write import DONE, RUNNING, StepStatus
+from pipeline.status.write import RUNNING, StepStatus
 from pipeline.storage import Store
 
 _WATCH_SECONDS = 5.0

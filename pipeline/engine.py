@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field
+from ray.exceptions import AuthenticationError
 from ray.util import placement_group, remove_placement_group
 
 from operators.errors import ConfigError
@@ -27,6 +28,12 @@ _REACH_SECONDS = 10
 
 _GROW_SECONDS = 300
 """Nodes of a cloud take one to four minutes to come."""
+
+TOKEN_HINT = (
+    "set RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in "
+    "~/.ray/auth_token"
+)
+"""What lets a command into a cluster that asks for it."""
 
 _log = logging.getLogger(__name__)
 
@@ -164,8 +171,12 @@ def _connect(resources: Resources, address: str | None) -> None:
             variables = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else logs.environment()
             given = {"env_vars": variables} if variables else None
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=given)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"address must be that of a running Ray cluster, got {address!r}: {error}") from error
+        except (OSError, ValueError, AuthenticationError) as error:
+            first = str(error).strip().partition("\n")[0]
+            hint = "" if os.environ.get("RAY_AUTH_MODE") == "token" else f" Where the cluster has a token, {TOKEN_HINT}"
+            raise ConfigError(
+                f"address must be that of a running Ray cluster, got {address!r}: {first.rstrip('.')}.{hint}"
+            ) from error
         return
     with _inherited():
         ray.init(

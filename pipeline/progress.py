@@ -27,6 +27,10 @@ from rich.text import Text
 
 from pipeline import logs, metrics
 
+DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
+"""How a step ends, and a job."""
+
+_ENDED = {DONE: "done,", FAILED: "failed after", INTERRUPTED: "interrupted after"}
 _COUNTED = ("rows", "samples")
 """Units that Prometheus is told of."""
 
@@ -81,7 +85,7 @@ class StepProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._display.ended(self, failed=kind is not None)
+        self._display.ended(self, DONE if kind is None else FAILED if issubclass(kind, Exception) else INTERRUPTED)
 
 
 class Progress:
@@ -116,8 +120,8 @@ class Progress:
     def advanced(self, step: StepProgress) -> None:
         """Called at each advance."""
 
-    def ended(self, step: StepProgress, failed: bool) -> None:
-        """Called once when a step ends."""
+    def ended(self, step: StepProgress, end: str) -> None:
+        """Called once when a step is done, failed or interrupted."""
 
     def __enter__(self) -> Self:
         return self
@@ -176,12 +180,11 @@ class LogProgress(Progress):
             text = ", ".join([describe_rows(step), describe_rate(step), *describe_counts(step)])
             self._say(f"{step.name}: {text}", _fields(step, "progress"))
 
-    def ended(self, step: StepProgress, failed: bool) -> None:
+    def ended(self, step: StepProgress, end: str) -> None:
         """Writes how the step ended."""
         del self._last_line[step]
         done = f"{step.rows:,} {step.unit} in {describe_seconds(step.seconds)}"
-        text = ", ".join([f"{step.name}: {'failed after' if failed else 'done,'} {done}", *describe_counts(step)])
-        self._say(text, _fields(step, "failed" if failed else "done"))
+        self._say(", ".join([f"{step.name}: {_ENDED[end]} {done}", *describe_counts(step)]), _fields(step, end))
 
 
 class JsonProgress(LogProgress):
@@ -235,12 +238,12 @@ class TerminalProgress(Progress):
         text = ", ".join([describe_rows(step), describe_rate(step), *describe_counts(step)])
         self._rich.update(self._tasks[step], completed=step.rows, text=text)
 
-    def ended(self, step: StepProgress, failed: bool) -> None:
+    def ended(self, step: StepProgress, end: str) -> None:
         """Leaves the step's last line on the screen."""
         task = self._tasks.pop(step)
-        done = f"{'failed after' if failed else 'done,'} {step.rows:,} {step.unit} in {describe_seconds(step.seconds)}"
-        total = step.total if failed else max(step.rows, 1)
-        completed = step.rows if failed else total
+        done = f"{_ENDED[end]} {step.rows:,} {step.unit} in {describe_seconds(step.seconds)}"
+        total = max(step.rows, 1) if end == DONE else step.total
+        completed = total if end == DONE else step.rows
         self._rich.update(task, total=total, completed=completed, text=", ".join([done, *describe_counts(step)]))
         self._rich.stop_task(task)
 

@@ -33,7 +33,10 @@ from pipeline.spread import spread
 from pipeline.storage import Store
 
 INDEX = ("reason", "files", "shard", "key", "row", "offset", "bytes", "uid")
-"""Columns: `files` are names in the folder of the reason, `shard` and `key` JSON texts, the rest as in `samples`."""
+"""Columns: `files` are names in the folder of the reason, the rest as in `samples`.
+
+A `shard` or `key` that a terminal or a spreadsheet could take for something to do is a JSON text, in double quotes.
+"""
 
 _KNOWN_EXTENSIONS = IMAGE_EXTENSIONS | {"txt", "json"}
 _COLUMNS = ["uid", "key", "row", "offset", "bytes"]
@@ -154,8 +157,8 @@ def _export_unit(store: Store, pool: Pool, target: Store, unit: _Unit) -> list[t
             unit.number,
             row,
             " ".join(files[row]),
-            json.dumps(unit.shard.name),
-            json.dumps(sample["key"]),
+            _cell(unit.shard.name),
+            _cell(sample["key"]),
             row,
             sample["offset"],
             sample["bytes"],
@@ -171,6 +174,11 @@ def _chosen(rejected: pa.Table, wanted: Mapping[str, int]) -> Iterator[dict[str,
         if left.get(sample["reason"], 0) > 0:
             left[sample["reason"]] -= 1
             yield sample
+
+
+def _cell(name: str) -> str:
+    """A name as a cell of the index."""
+    return name if name.isprintable() and not name.startswith(('"', *"=+-@")) else json.dumps(name)
 
 
 def _files_of(sample: RawSample) -> Iterator[tuple[str, bytes]]:

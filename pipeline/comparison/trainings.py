@@ -126,9 +126,9 @@ class Named(Progress):
         self._stop()
         self._display.advanced(step)
 
-    def ended(self, step: StepProgress, failed: bool) -> None:
+    def ended(self, step: StepProgress, end: str) -> None:
         """Shows that it ended."""
-        self._display.ended(step, failed)
+        self._display.ended(step, end)
 
     def _stop(self) -> None:
         if self._interrupted.is_set():

@@ -12,8 +12,8 @@ from typing import Any
 
 from operators.errors import WorkspaceError
 from pipeline.claim import Holder, holder_of, seconds_since_renewal
-from pipeline.progress import describe_seconds
-from pipeline.status.write import DONE, FAILED, FORMAT_VERSION, INTERRUPTED, RUNNING, STATUS, StepStatus
+from pipeline.progress import DONE, FAILED, INTERRUPTED, describe_seconds
+from pipeline.status.write import FORMAT_VERSION, RUNNING, STATUS, StepStatus
 from pipeline.storage import Store
 
 EXIT_CODES = {RUNNING: 0, DONE: 0, FAILED: 4, INTERRUPTED: 5}
@@ -57,7 +57,8 @@ class Status:
     @property
     def current(self) -> str:
         """The steps that it is at, or was when it stopped."""
-        return ", ".join(step.name for step in self.steps if step.state == RUNNING) or "none"
+        at = (RUNNING, INTERRUPTED)  # who was killed had no time to say the latter
+        return ", ".join(step.name for step in self.steps if step.state in at) or "none"
 
     @property
     def sentences(self) -> list[str]:

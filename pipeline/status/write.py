@@ -22,12 +22,12 @@ from pipeline import logs, metrics
 from pipeline.claim import Claim
 from pipeline.failures import disk_error, winnow_error
 from pipeline.lease import claim_on
-from pipeline.progress import Progress, StepProgress
+from pipeline.progress import DONE, FAILED, INTERRUPTED, Progress, StepProgress
 from pipeline.storage import Store, to_json
 
 STATUS = "status.json"
 FORMAT_VERSION = 1
-RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"
+RUNNING = "running"
 
 _INTERVAL_SECONDS = 10.0
 _LAST_WRITE_SECONDS = 5.0
@@ -44,7 +44,7 @@ class StepStatus:
 
     Attributes:
         name: as in the log.
-        state: `running`, `done` or `failed`.
+        state: `running`, `done`, `failed` or `interrupted`.
         unit: what is counted.
         total: how many there will be; None where that is not known.
         rows: how many are done.
@@ -130,10 +130,10 @@ class Reporting(Progress):
         """Shows how far it is."""
         self._display.advanced(step)
 
-    def ended(self, step: StepProgress, failed: bool) -> None:
+    def ended(self, step: StepProgress, end: str) -> None:
         """Shows that it ended."""
-        self._status.ended(step, FAILED if failed else DONE)
-        self._display.ended(step, failed)
+        self._status.ended(step, end)
+        self._display.ended(step, end)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from operators.errors import ConfigError, WinnowError
+from pipeline.engine import TOKEN_HINT
 
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Variables that Ray's client would put in the place of the address that it is given."""
@@ -74,8 +75,7 @@ def _reach(url: str) -> None:
 def _refused(url: str, error: AuthenticationError) -> ConfigError:
     first = str(error).strip().partition("\n")[0]
     return ConfigError(
-        f"--address must be that of a cluster that lets this command in, got {url}: {first} Set RAY_AUTH_MODE=token, "
-        "and the cluster's token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
+        f"--address must be that of a cluster that lets this command in, got {url}: {first} To be let in, {TOKEN_HINT}"
     )
 
 

@@ -37,8 +37,7 @@ def find_records(store: Store) -> Iterator[Item]:
     for name in store.names("texts"):
         yield "texts", f"texts/{name}"
     for name in store.find(EXPORTS) if EXPORTS in store.names("") else ():
-        last = name.rpartition("/")[2]
-        if last != "claim.json" and not last.startswith("."):  # claims lie in what looks like the folder of an artifact
+        if not name.rpartition("/")[2].startswith("."):
             yield "exports", name
 
 

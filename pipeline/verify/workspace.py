@@ -8,6 +8,7 @@ from typing import Any
 
 from operators.errors import DamagedError, WorkspaceError
 from pipeline.contents import FOLDER, artifact_folders
+from pipeline.export.claims import FOLDER as EXPORTS
 from pipeline.integrity import what_is_wrong
 from pipeline.ledger import MANIFEST
 from pipeline.progress import Progress
@@ -59,14 +60,15 @@ def verify(store: Store, *, workers: int, progress: Progress) -> Verified:
     found = Verified(store)
     tallies: dict[str, Tally] = {}
     states: dict[str, str] = {}
-    names = artifact_folders(store)
+    names = [name for name in artifact_folders(store) if not name.startswith(f"{EXPORTS}/")]  # records, looked at below
     folders: dict[str, Folder] = {}
     with progress.step(store.url, None) as shown:
         for folder in check_folders(store, names, workers=workers):
             folders[folder.name] = folder
             if folder.tally != Tally():
                 tallies[folder.name] = folder.tally
-            states[folder.name] = _SOUND if folder.manifests else _UNFINISHED
+            # Files alone, such as a fit that later nights were given, are as they are meant to be.
+            states[folder.name] = _SOUND if folder.manifests or not folder.tally.parts else _UNFINISHED
             shown.advance(folder.tally.rows)
         for name, tally in spread(partial(check_record, store), list(find_records(store)), workers=workers):
             tallies[name] = tallies.get(name, Tally()) + tally

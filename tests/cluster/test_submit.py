@@ -189,7 +189,7 @@ def test_who_has_no_token_is_told_what_to_set(cluster, inputs, environment, tmp_
         code, out, err = finish(winnow(stranger | variables, *command, cwd=folder))
         assert (code, out) == (2, ""), err
         assert "--address must be that of a cluster that lets this command in" in err
-        assert "Set RAY_AUTH_MODE=token" in err
+        assert "To be let in, set RAY_AUTH_MODE=token" in err
 
 
 def test_an_address_where_nothing_listens_is_refused(inputs, environment, tmp_path):

@@ -94,9 +94,15 @@ def test_a_job_that_fails(store, capsys, error, kind, code):
 
 
 def test_a_job_that_is_stopped(store):
-    with pytest.raises(KeyboardInterrupt), working(store, "evaluate", Progress()):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        working(store, "evaluate", Progress()) as progress,
+        progress.step("retrieval", total=10),
+    ):
         raise KeyboardInterrupt
-    assert (read_status(store).state, read_status(store).exit_code) == ("interrupted", 5)
+    status = read_status(store)
+    assert (status.state, status.exit_code, status.current) == ("interrupted", 5, "retrieval")
+    assert [step.state for step in status.steps] == ["interrupted"]
 
 
 def write_status(store, **changes):

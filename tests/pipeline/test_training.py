@@ -45,13 +45,13 @@ class Shown(Progress):
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
-        self.endings: list[tuple[str, bool]] = []
+        self.endings: list[tuple[str, str]] = []
 
     def note(self, text: str, **fields: object) -> None:
         self.notes.append(text)
 
-    def ended(self, step: StepProgress, failed: bool) -> None:
-        self.endings.append((step.name, failed))
+    def ended(self, step: StepProgress, end: str) -> None:
+        self.endings.append((step.name, end))
 
 
 def run(settings: Training, progress: Progress | None = None) -> TrainingResult:
@@ -150,7 +150,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_the_uids_and_the_state(fol
     shown = Shown()
     with pytest.raises(TrainingDiverged, match=r"must stay a finite number, got nan in step [23]") as caught:
         run(wild, shown)
-    assert shown.endings == [("train", True)]
+    assert shown.endings == [("train", "failed")]
     (uids,) = (folder / "wild/training").glob("*/diverged/uids.txt")
     assert len(set(uids.read_text().split())) == BATCH
     assert str(uids.parent) in str(caught.value)
