@@ -11,7 +11,7 @@ from pipeline.artifact import Artifact
 from pipeline.curation import Curation
 from pipeline.embed import check_stored_model, make
 from pipeline.engine import engine
-from pipeline.export.run import embeddings_for, export
+from pipeline.export.run import check_place, embeddings_for, export
 from pipeline.export.target import open_target
 from pipeline.given import Given, Standing, check_order, second_looks
 from pipeline.ledger_writer import write_ledger
@@ -68,6 +68,8 @@ def check(config: Curation, *, dry: bool = False) -> list[Shard]:
     stores = [config.store, *(open_target(target).store for target in config.export)]
     for store in [] if dry else stores:
         store.check_writable()
+    for target in config.export:
+        check_place(config.store, target)
     return shards
 
 

@@ -80,7 +80,9 @@ def make(run: Run, needs: Sequence[tuple[str, Modality]]) -> None:
     there = [set(parts) for parts in made]
     missing = [target for target, artifact in zip(targets, published, strict=True) if artifact is None]
     if missing and run.dry:
-        raise NotPublished(missing[0].name)
+        begun = zip(targets, made, strict=True)
+        rows = {target.name: sum(part.counts["in"] for part in parts.values()) for target, parts in begun}
+        raise NotPublished(missing[0].name, rows)
     if missing:
         _stream(run, targets, wanted, made, title=", ".join(target.name for target in missing))
     seconds = round(time.monotonic() - started, 3)

@@ -43,7 +43,16 @@ ROWS_PER_ACTOR = 20_000
 
 
 class NotPublished(Exception):
-    """A dry run came to something that a real one would have to make."""
+    """A dry run came to something that a real one would have to make.
+
+    Args:
+        name: of the artifact.
+        begun: rows of the parts that are there of such artifacts, by name.
+    """
+
+    def __init__(self, name: str, begun: Mapping[str, int] | None = None) -> None:
+        super().__init__(name)
+        self.begun = begun or {}
 
 
 @dataclass(frozen=True)

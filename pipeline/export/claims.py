@@ -8,7 +8,7 @@ A file that no claim of this workspace lists belongs to somebody else and is nev
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from operators.errors import WorkspaceError
@@ -67,17 +67,21 @@ class Claim:
         return (self.format, self.url) == (other.format, other.url) and self.address != other.address
 
 
-def read_claims(workspace: Store, mine: Claim) -> list[Claim]:
+def read_claims(workspace: Store, mine: Claim | None = None) -> list[Claim]:
     """The claims of all exports of a workspace.
 
     A store's listing may lag behind: this export's claim is asked for by name, and one that was withdrawn is none.
+
+    Args:
+        workspace: where they are.
+        mine: the claim of this export, if it has one yet.
 
     Raises:
         DamagedError: one is not what was written.
     """
     listed = {name for name in workspace.find(FOLDER) if name.endswith("/claim.json")}
     records = []
-    for name in sorted({*listed, mine.path}):
+    for name in sorted(listed | ({mine.path} if mine else set())):
         with contextlib.suppress(FileNotFoundError):
             records.append(read_sealed(workspace, name))
     return [Claim(**record | {"names": tuple(record["names"])}) for record in records]
@@ -95,20 +99,24 @@ def check_target(target: Target, mine: Claim, claims: list[Claim], sizes: Mappin
     Raises:
         WorkspaceError: a file belongs to nobody we know, or to another export of this workspace.
     """
-    owned = {url for claim in claims for url in claim.urls}
+    check_owned(target, claims, sizes)
     siblings = {
         url for claim in claims if claim.address != mine.address and not mine.is_older(claim) for url in claim.urls
     }
-    names = set(mine.names)
+    for name in sizes.keys() & set(mine.names):
+        if (url := target.url_of(name)) in siblings:
+            raise WorkspaceError(f"two exports must not write the same file, got {url}")
+
+
+def check_owned(target: Target, claims: Iterable[Claim], sizes: Mapping[str, int]) -> None:
+    """Raises WorkspaceError where a file of a target is in none of the claims."""
+    owned = {url for claim in claims for url in claim.urls}
     for name in sizes:
-        url = target.url_of(name)
-        if url not in owned:
+        if (url := target.url_of(name)) not in owned:
             raise WorkspaceError(
                 f"export path must be new, empty or from an export of this workspace, got {url}, which is not: "
                 "choose another path or remove it"
             )
-        if name in names and url in siblings:
-            raise WorkspaceError(f"two exports must not write the same file, got {url}")
 
 
 def supersede(workspace: Store, mine: Claim, claims: list[Claim]) -> list[Claim]:

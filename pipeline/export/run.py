@@ -5,6 +5,7 @@ An export is addressed by its settings and by the samples and verdicts that it r
 export goes on where it stopped; an export of another config to the same place replaces the files of the earlier one.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from operators.encoders.settings import StoredSettings
-from operators.errors import ConfigError
+from operators.errors import ConfigError, DamagedError
 from pipeline.export import clip_retrieval, keys, parquet, semdedup, uids, webdataset
-from pipeline.export.claims import FOLDER, Claim, check_target, clear, read_claims, supersede
+from pipeline.export.claims import FOLDER, Claim, check_owned, check_target, clear, read_claims, supersede
 from pipeline.export.settings import ClipRetrievalExport, SemdedupExport, needs_images
 from pipeline.export.settings import Export as ExportSettings
 from pipeline.export.target import File, Piece, Target, open_target, read_receipts, write_piece
@@ -22,6 +23,7 @@ from pipeline.integrity import read_sealed, sealed
 from pipeline.lease import claim_on
 from pipeline.run import Modality, Run
 from pipeline.spread import spread
+from pipeline.status.write import STATUS
 from pipeline.storage import Store, digest
 from pipeline.summary import Export
 
@@ -75,6 +77,21 @@ def export(run: Run, settings: ExportSettings) -> Export:
     clear(run.store, target, mine, older)
     target.remove_scratch()
     return _write_receipt(run, settings, mine, files, time.monotonic() - started)
+
+
+def check_place(workspace: Store, settings: ExportSettings) -> None:
+    """Refuses a place that holds what is not ours, before the work that an export is at the end of.
+
+    In a bucket, whose listings may lag behind, this is known only while the workspace is new; `export` looks again.
+
+    Raises:
+        WorkspaceError: the place holds files that are not from an export of this workspace.
+    """
+    target = open_target(settings)
+    if not (sizes := target.sizes()) or not (workspace.is_local or not workspace.exists(STATUS)):
+        return
+    with contextlib.suppress(DamagedError):  # of a claim: the export has it made again
+        check_owned(target, read_claims(workspace), sizes)
 
 
 def find_export(run: Run, settings: ExportSettings) -> Export | None:

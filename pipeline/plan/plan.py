@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from operators.errors import ConfigError
 from pipeline.curate import first_needs
 from pipeline.curation import Curation
 from pipeline.engine import Resources
@@ -26,6 +27,9 @@ _SERVICES = 6
 
 _IDLE = 0.7
 """Workers that Ray starts ahead and never uses, two for each CPU, in the same measure: they import less."""
+
+_MISJUDGED = 2
+"""How many times the samples of a pool may be what three shards let expect."""
 
 _EXPORT_BYTES = {"uids": 16, "keys": 24, "parquet": 120, "semdedup": 150, "clip_retrieval": 120}
 """Of a kept row, besides embeddings."""
@@ -87,7 +91,7 @@ class Plan:
     @property
     def wall_seconds(self) -> float:
         """The least time it takes, if every step keeps all machines busy, or its driver."""
-        works = [step.work for step in self.steps if step.kind != START]
+        works = (step.work for step in self.steps)
         times = (
             (self.machines.wall_seconds(work.cpu_seconds, work.gpu_seconds), work.driver_seconds) for work in works
         )
@@ -147,14 +151,17 @@ def add_up(config: Curation, sampled: Sampled, rates: Rates, machines: Machines,
         samples = float(sampled.facts.samples)
         first = first_needs(config.steps)
         for name, work in _first_pass(inputs, first, samples, found).items():
-            steps.add(name, "samples" if name == "samples" else "embedding", samples, work)
+            left = samples if name == "samples" else samples - found.begun.get(name, 0)
+            steps.add(name, "samples" if name == "samples" else "embedding", left, work)
         rows = steps.add("unique_uid", "unique_uid", samples, unique(inputs, samples))
         done = list(first)
         for step in config.steps:
             needs = [need for need in step.embeddings() if need not in done]
-            for name, work in embed_survivors(inputs, needs, rows, samples).items():
-                steps.add(name, "embedding", rows, work)
+            left = max(0.0, rows - _begun(found, needs))
+            for name, work in embed_survivors(inputs, needs, left, samples).items():
+                steps.add(name, "embedding", left, work)
             done += needs
+            _check_clusters(step, rows, is_counted=found.samples is not None)
             rows = steps.add(step.title, kind_of(step), rows, cost(inputs, step, rows))
         steps.is_bound = False
         steps.add("ledger", "ledger", samples, ledger(inputs, samples))
@@ -176,8 +183,25 @@ def _first_pass(inputs: Inputs, needs: Sequence[tuple[str, Modality]], rows: flo
         return dict(pass_over(inputs, needs, rows, share=share))
     there = {f"{model}.{modality}" for model, modality in needs} & found.artifacts.keys()
     lacking = [need for need in needs if ".".join(need) not in there]
-    works = embed_survivors(inputs, lacking, rows, rows)
+    works = embed_survivors(inputs, lacking, rows - _begun(found, lacking), rows)
     return {"samples": Work(), **{name: works.get(name, Work()) for name in map(".".join, needs)}}
+
+
+def _begun(found: Found, needs: Sequence[tuple[str, Modality]]) -> float:
+    """The rows that a stopped pass has stored all of these embeddings of."""
+    return min((found.begun.get(f"{model}.{modality}", 0) for model, modality in needs), default=0)
+
+
+def _check_clusters(step: Step, rows: float, *, is_counted: bool) -> None:
+    """Raises ConfigError where a step asks for more clusters than rows can come to it; they may be an estimate."""
+    asked = getattr(step, "clusters", None)
+    most = max(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else asked
+    if isinstance(most, int) and most > (rows if is_counted else _MISJUDGED * rows):
+        about = "" if is_counted else "about "
+        raise ConfigError(
+            f"{step.title}.clusters must be at most the {about}{round(rows):,} rows that can enter the step, "
+            f"got {most:,}"
+        )
 
 
 class _Steps:
@@ -199,6 +223,7 @@ class _Steps:
         is_bound = self.is_bound and rows is not None
         if artifact is not None:
             rows_in, rows_out, is_bound = artifact.total("in"), artifact.total("kept"), False
+            rows_out = rows_in if name == "ledger" else rows_out  # which has the rejects, too
             self.is_bound = False
         elif work.kept is None:
             self.is_bound, self.is_known = True, False

@@ -24,6 +24,7 @@ class Found:
         shards: of the pool, by name.
         artifacts: by step: `samples`, embeddings, clusters and steps, as far as an unbroken chain of them goes.
         fresh: how many shards no samples have been made of yet.
+        begun: rows that a pass which is to go on has stored, by artifact.
         exports: which of the config's, by position, are written.
         is_whole: whether nothing is left to do.
     """
@@ -31,6 +32,7 @@ class Found:
     shards: Sequence[Shard]
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     fresh: int = 0
+    begun: Mapping[str, int] = field(default_factory=dict)
     exports: Collection[int] = ()
     is_whole: bool = False
 
@@ -51,6 +53,7 @@ def find(config: Curation) -> Found:
     given, standing = find_given(config.resolved())
     run = start_run(config.resolved(), shards, workers=1, progress=Progress(), dry=True, given=given, standing=standing)
     exports: list[int] = []
+    begun: Mapping[str, int] = {}
     is_judged = False
     try:
         for _ in run_steps(run, config.resolved().steps):
@@ -59,13 +62,13 @@ def find(config: Curation) -> Found:
         for target in config.export:
             make(run, embeddings_for(run, target))
         exports = [i for i, target in enumerate(config.resolved().export) if find_export(run, target)]
-    except NotPublished:
-        pass
+    except NotPublished as missing:
+        begun = missing.begun
     fresh = 0 if "samples" in run.artifacts else _fresh(run)
     clusters = {f"{title}.clusters": artifact for title, artifact in run.clusters.items()}
     ledger = {"ledger": run.samples} if is_judged and _has_ledger(run) else {}
     is_whole = bool(ledger) and len(exports) == len(config.export)
-    return Found(shards, {**run.artifacts, **clusters, **ledger}, fresh, exports, is_whole)
+    return Found(shards, {**run.artifacts, **clusters, **ledger}, fresh, begun, exports, is_whole)
 
 
 def _has_ledger(run: Run) -> bool:

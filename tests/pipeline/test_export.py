@@ -19,7 +19,7 @@ from operators.uids import derive_uid
 from pipeline.artifact import Artifact, publish_part
 from pipeline.claim import FOLDER as LEASES
 from pipeline.engine import Resources, engine
-from pipeline.export.run import export
+from pipeline.export.run import check_place, export
 from pipeline.export.settings import Export
 from pipeline.export.target import Piece, Target, read_receipts, write_piece
 from pipeline.failures import winnow_error
@@ -272,6 +272,17 @@ def test_workers_of_a_run_that_was_replaced_write_no_more(tmp_path):
         with pytest.raises(WorkspaceError, match="must be used by one run at a time, got replaced"):
             write_piece(run.store, target, "exports/x/files", claim, piece)
     assert target.store.find("") == {}
+
+
+def test_a_place_that_is_taken_is_refused_before_any_work(tmp_path):
+    run = two_shards(tmp_path)
+    settings = TypeAdapter(Export).validate_python({"format": "webdataset", "path": f"{tmp_path}/out"})
+    check_place(run.store, settings)
+    run_export(run, tmp_path / "out", format="webdataset")
+    check_place(run.store, settings)
+    (tmp_path / "out/notes.txt").write_text("of somebody")
+    with pytest.raises(WorkspaceError, match=r"export path must be new, .* got .*/out/notes.txt, which is not"):
+        check_place(run.store, settings)
 
 
 @pytest.mark.parametrize("listed", [{}, {"exports/gone/claim.json": 300}])

@@ -380,6 +380,21 @@ def test_a_slope_that_noise_hides_is_not_taken_for_none():
     assert line_through(32, 512, 5.0, 4.0) == (0.0, 4 / 512)
 
 
+def test_what_a_stopped_pass_has_embedded_is_not_to_be_done_again(config, sampled, rates):
+    shards = list_shards(config.pool)
+    whole = add_up(config, sampled, rates, MACHINES, Found(shards))
+    begun = add_up(config, sampled, rates, MACHINES, Found(shards, begun={"raw.image": 12}))
+    (before,), (after,) = ([step for step in plan.steps if step.name == "raw.image"] for plan in (whole, begun))
+    assert before.rows_in - after.rows_in == 12
+
+
+def test_more_clusters_than_rows_are_refused_before_they_come(config, sampled, rates):
+    asking = config.model_copy(update={"steps": [config.steps[2].model_copy(update={"clusters": 61})]})
+    rule = "semantic_dedup.clusters must be at most the about 30 rows that can enter the step, got 61"
+    with pytest.raises(ConfigError, match=rule):
+        add_up(asking, sampled, rates, MACHINES, Found(()))
+
+
 def test_operations_of_a_model_are_counted(config, tmp_path):
     """A tower of one convolution-free block is counted as its matrix products: two operations each."""
     from operators.encoders.settings import OpenClipSettings
