@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from operators.encoders.settings import StoredSettings
-from operators.errors import ModelError
+from operators.errors import ModelError, WorkspaceError
 from pipeline.artifact import Artifact
 from pipeline.curation import Curation
 from pipeline.embed import check_stored_model, make
@@ -26,10 +26,11 @@ from pipeline.record import write_record
 from pipeline.report.build import write_report
 from pipeline.run import Modality, Run
 from pipeline.shared_disk import check_shared
-from pipeline.snapshots import Snapshot
+from pipeline.snapshots import Snapshot, read_history
 from pipeline.status.write import working
 from pipeline.steps.base import Step
 from pipeline.steps.unique_uid import UniqueUid
+from pipeline.storage import Store
 from pipeline.summary import Summary, summarise, write_summary
 
 
@@ -73,9 +74,19 @@ def check(config: Curation, *, dry: bool = False) -> list[Shard]:
     return shards
 
 
+def check_no_nights(store: Store) -> None:
+    """Raises WorkspaceError in the workspace of nights, whose ledger and exports a curation would replace."""
+    if ids := read_history(store).ids:
+        raise WorkspaceError(
+            f"{store.url} must be a workspace without snapshots for winnow curate, got one whose latest is {ids[-1]}: "
+            "run winnow nightly, or give this run a workspace and exports of its own"
+        )
+
+
 def run_curation(config: Curation, address: str | None = None) -> Summary:
     """Checks a config, starts or joins Ray, and runs every step. Raises as `check` and `curate` do."""
     shards = check(config)
+    check_no_nights(config.store)
     with engine(config.resources, address) as workers, open_progress() as progress:
         check_shared(config.store)
         return curate(config, shards, workers=workers, progress=progress)

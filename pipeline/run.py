@@ -282,25 +282,26 @@ class Plan:
         return self.publish(self._map(work, threads), info)
 
     def publish(self, parts: Iterable[Part], info: Mapping[str, Any] | None = None) -> Artifact:
-        """Publishes the artifact once all its parts have come, in any order.
+        """Publishes the artifact once all its parts have come, in any order. Those that were there are no progress.
 
         Args:
             parts: of every shard for which none stands, each published already.
             info: what the manifest is to say besides.
         """
         run = self.run
-        there = run.store.find(self.folder)
+        files = run.store.find(self.folder)
         made = dict(self.standing)
-        rows_new = 0
-        entering = self._entering.total("kept") if self._entering else self._samples.rows
-        judged = entering - sum(part.counts["in"] for part in made.values())
-        with run.progress.step(self.name, judged) as progress:
+        there = {id_ for id_ in self.ids if f"{self.folder}/{id_}/part.json" in files} | made.keys()
+        entering = [part.counts["kept"] for part in self._entering.parts] if self._entering else None
+        rows = zip(self.ids, entering or self._samples.column("rows"), strict=True)
+        with run.progress.step(self.name, sum(count for id_, count in rows if id_ not in there)) as progress:
             for part in parts:
                 made[part.id] = part
-                rows_new += 0 if f"{self.folder}/{part.id}/part.json" in there else part.counts["in"]
-                progress.advance(part.counts["in"], **_losses(part))
-                metrics.count(metrics.SHARDS, step=self.name)
-                metrics.count_losses(self.name, part.counts)
+                if part.id not in there:
+                    progress.advance(part.counts["in"], **_losses(part))
+                    metrics.count(metrics.SHARDS, step=self.name)
+                    metrics.count_losses(self.name, part.counts)
+            rows_new = progress.rows
         whole = tuple(made[unit.id] for unit in self.units)
         artifact = Artifact(
             step=self.name,

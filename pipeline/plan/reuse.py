@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.artifact import Artifact
-from pipeline.curate import check, run_steps, start_run
+from pipeline.curate import check, check_no_nights, run_steps, start_run
 from pipeline.curation import Curation
 from pipeline.embed import make, samples_folder, samples_id
 from pipeline.export.run import embeddings_for, find_export
@@ -50,6 +50,7 @@ def find(config: Curation) -> Found:
         UserError: as a run would before any work.
     """
     shards = check(config, dry=True)
+    check_no_nights(config.store)
     given, standing = find_given(config.resolved())
     run = start_run(config.resolved(), shards, workers=1, progress=Progress(), dry=True, given=given, standing=standing)
     exports: list[int] = []
