@@ -11,6 +11,7 @@ pool a few shards are sampled; what models and operators cost is measured on one
 
 import argparse
 import json
+import sys
 
 from operators.errors import ConfigError
 from pipeline.arguments import add_config
@@ -60,6 +61,8 @@ def plan(config: Curation, args: argparse.Namespace) -> None:
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     given.setdefault("gpus", config.resources.gpus or 0)
     machines = Machines(cpus=default_cpus(config.resources) if args.cpus is None else args.cpus, **given)
+    if sys.stderr.isatty():
+        print("reading a sample of the pool, and measuring this machine and the models", file=sys.stderr)
     made = make_plan(config, machines, read_overrides(args.rates), shards=3 if args.sample is None else args.sample)
     if args.json:
         print(json.dumps(as_json(made), indent=4))

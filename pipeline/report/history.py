@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.report.curves import Curve, Knot, draw_curves
-from pipeline.report.page import Block, Cell, Chart, Column, Section, Table, Tone, number, percent
+from pipeline.report.page import Block, Cell, Chart, Column, Section, Table, Tone, number
 from pipeline.snapshots import Snapshot, read_history, read_snapshot, when_begun
 from pipeline.storage import Store
 
@@ -135,7 +135,11 @@ def _drift_cell(found: tuple[float, str] | None) -> Cell:
     if found is None:
         return Cell("-", -1.0)
     value, mark = found
-    return Cell(f"{100 * value:.1f}\N{NO-BREAK SPACE}%{_MARKS[mark]}", value)
+    return Cell(f"{_share(value)}{_MARKS[mark]}", value)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _growth(nights: Sequence[Night]) -> Chart:
@@ -158,7 +162,7 @@ def _drift_chart(measure: str, nights: Sequence[Night]) -> Chart | None:
     found = [(night, night.drift[measure][0]) for night in nights if measure in night.drift]
     if len(found) < 2:
         return None
-    knots = tuple(_knot(night, max(value, 0.0), percent(max(value, 0.0), 1)) for night, value in found)
+    knots = tuple(_knot(night, max(value, 0.0), _share(value)) for night, value in found)
     svg = draw_curves(_MEASURES[measure], [Curve("dropped", knots)], "snapshot", scale="share", x_scale="linear")
     return Chart(f"Drift: {_SHORT[measure]}", svg, _MEASURES[measure])
 

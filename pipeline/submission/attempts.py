@@ -72,9 +72,17 @@ def start(client: JobSubmissionClient, job: Job, *, again: bool, note: Callable[
                 raise
             refused = submission_id  # most likely the same command, at the same time: its job is then found
             continue
-        goes_on = f", which goes on where {latest.submission_id} ended ({latest.status})" if latest else ""
-        note(f"submitted as {submission_id}{goes_on}")
+        note(f"submitted as {submission_id}{_after(latest)}")
         return submission_id
+
+
+def _after(latest: JobDetails | None) -> str:
+    if latest is None:
+        return ""
+    once_more = latest.status == JobStatus.SUCCEEDED
+    return (
+        f", {'once more after' if once_more else 'which goes on where'} {latest.submission_id} ended ({latest.status})"
+    )
 
 
 def stop(client: JobSubmissionClient, job: Job, note: Callable[[str], None]) -> None:
@@ -112,8 +120,8 @@ def _stands_for(latest: JobDetails, job: Job, *, again: bool, note: Callable[[st
         return True
     if latest.status == JobStatus.SUCCEEDED and same and not again:
         note(
-            f"{latest.submission_id} has succeeded already, with the same config and code: this is its log. --again "
-            "runs it once more, for instance where the pool has grown"
+            f"{latest.submission_id} has succeeded already, with the same config and code: there is nothing to "
+            "submit. --again runs it once more, for instance where the pool has grown"
         )
         return True
     return False

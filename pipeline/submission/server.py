@@ -50,7 +50,8 @@ def job_server(address: str) -> Iterator[JobSubmissionClient]:
     except AuthenticationError as error:
         raise _refused(url, error) from error
     except (OSError, RuntimeError, ValueError, KeyError, HTTPException) as error:  # the last three: another server
-        raise ConfigError(f"--address must be that of the dashboard of a Ray cluster, got {url}: {error}") from error
+        said = text if (text := str(error)).isprintable() else repr(text)  # some answer in bytes of another protocol
+        raise ConfigError(f"--address must be that of the dashboard of a Ray cluster, got {url}: {said}") from error
     try:
         yield client
     except AuthenticationError as error:

@@ -129,6 +129,24 @@ def test_a_job_that_was_killed_here(store, capsys):
     assert json.loads(capsys.readouterr().out)["state"] == "interrupted"
 
 
+def test_the_next_job_says_whom_it_goes_on_after(store):
+    notes = []
+    progress = Progress()
+    progress.note = lambda text, **fields: notes.append(text)
+    write_status(store, pid=2**22 + 1)
+    killed = store.read_json(STATUS)["run"]
+    with working(store, "train", progress):
+        pass
+    assert notes == []
+    write_status(store, pid=2**22 + 1)
+    with working(store, "curate", progress):
+        pass
+    assert notes == [f"going on after run {killed}, which was killed: what it has stored is used"]
+    with working(store, "curate", progress):
+        pass
+    assert len(notes) == 1
+
+
 def test_a_job_of_another_machine_lives_as_long_as_it_renews(store, monkeypatch):
     write_status(store, boot="another", pid=2**22 + 1)
     assert read_status(store).state == "running"
