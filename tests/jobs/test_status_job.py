@@ -97,7 +97,10 @@ def test_status_of_a_curation(tmp_path, capsys):
     lines = [json.loads(line) for line in err.splitlines()]
     assert len({line["run"] for line in lines}) == 1
     done = {line["step"]: line for line in lines if line.get("event") == "done"}
-    assert {name: line["rows"] for name, line in done.items()} == {"python": 12, "ledger": 14}
+    assert done.keys() == {"python", "ledger"}
+    assert done["python"]["rows"] in (0, 6)  # a worker of the killed run may have outlived it, and seen `go`
+    assert done["ledger"]["rows"] == 14
+    assert f"going on after run {found['run']}, which was killed: what it has stored is used" in err
     assert {line["workspace"] for line in done.values()} == {workspace}
     code, shown = status()
     assert code == 0
