@@ -5,8 +5,9 @@
 
 Prints how many samples of the latest run were rejected, by reason, with the shards that have the most of them. --export
 writes what could be read of each: the bytes of its image, text and JSON as they are in the shard, in a folder for each
-reason, under names of our own. DIR/index.csv has the true key of each file, its shard, row, offset, and uid. --limit
-(default 1000, 0 for all) is how many samples of each reason. The pool must be as the run read it.
+reason, under names of our own. DIR/index.csv has the true key of each file, its shard, row, offset, and uid; names that
+a spreadsheet could take for a formula, and unprintable ones, stand there as JSON. --limit (default 1000, 0 for all) is
+how many samples of each reason. The pool must be as the run read it.
 --snapshot looks at a snapshot of `winnow nightly` in place of the latest run.
 --storage gives fsspec an option to open WORKSPACE (`endpoint_url=http://...`), --to-storage one to open DIR.
 --export runs on N CPU workers of this machine, or of the Ray cluster at ADDRESS.

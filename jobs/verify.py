@@ -4,11 +4,12 @@
 
 Every file is read whole and compared with its checksum; rows are counted; every part must have the rows of its samples,
 and rows in = kept + dropped + rejected; the ledger must say what the verdicts say, and summary.json the same in sums.
-Workspaces inside it, of a comparison or a network, are looked at too. Prints a table, then each damaged file with what
-was expected and what was found, and what was made from it. No job should write there meanwhile, which it says where one
-has the workspace. --repair, which takes it, moves what is damaged into `damaged/`; the next run of the job makes that
-again, and what depends on it. --storage gives fsspec an option to open WORKSPACE (`endpoint_url=http://...`), --address
-joins a running Ray cluster (so does RAY_ADDRESS).
+Workspaces inside it, of a comparison or a network, are looked at too. Prints a table (`unfinished`: a run goes on from
+these parts; `files only`: fits that nights were given, or of a step before its first part), then each damaged file with
+what was expected and what was found, and what was made from it. No job should write there meanwhile, which it says
+where one has the workspace. --repair, which takes it, moves what is damaged into `damaged/`; the next run of the job
+makes that again, and what depends on it. --storage gives fsspec an option to open WORKSPACE
+(`endpoint_url=http://...`), --address joins a running Ray cluster (so does RAY_ADDRESS).
 
 Exit codes: 0 all is sound, 2 something is damaged.
 """

@@ -70,7 +70,8 @@ def check(config: Curation, *, dry: bool = False) -> list[Shard]:
     for store in [] if dry else stores:
         store.check_writable()
     for target in config.export:
-        check_place(config.store, target)
+        if not dry or open_target(target).store.is_local:  # a plan may be made where nobody can reach the targets
+            check_place(config.store, target)
     return shards
 
 
@@ -107,6 +108,7 @@ def curate(config: Curation, shards: Sequence[Shard], *, workers: int, progress:
 
 
 def _curate(config: Curation, shards: Sequence[Shard], workers: int, progress: Progress) -> Summary:
+    check_no_nights(config.store)  # again: now nobody else has it
     given, standing = read_given(config)
     run = start_run(config, shards, workers=workers, progress=progress, given=given, standing=standing)
     complete(config, run)

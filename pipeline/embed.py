@@ -80,6 +80,7 @@ def make(run: Run, needs: Sequence[tuple[str, Modality]]) -> None:
     there = [set(parts) for parts in made]
     missing = [target for target, artifact in zip(targets, published, strict=True) if artifact is None]
     if missing and run.dry:
+        run.artifacts.update({artifact.step: artifact for artifact in published if artifact})
         begun = zip(targets, made, strict=True)
         rows = {target.name: sum(part.counts["in"] for part in parts.values()) for target, parts in begun}
         raise NotPublished(missing[0].name, rows)

@@ -165,18 +165,19 @@ def _check_reachable(address: str) -> None:
 
 def _connect(resources: Resources, address: str | None) -> None:
     if address:
+        rule = f"address must be that of a running Ray cluster, got {address!r}"
         try:
             _check_reachable(address)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{rule}: {error}") from error
+        try:
             # A job that was submitted has an environment, with all of this in it, which Ray lets nobody add to.
             variables = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else logs.environment()
             given = {"env_vars": variables} if variables else None
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=given)
-        except (OSError, ValueError, AuthenticationError) as error:
-            first = str(error).strip().partition("\n")[0]
-            hint = "" if os.environ.get("RAY_AUTH_MODE") == "token" else f" Where the cluster has a token, {TOKEN_HINT}"
-            raise ConfigError(
-                f"address must be that of a running Ray cluster, got {address!r}: {first.rstrip('.')}.{hint}"
-            ) from error
+        except (OSError, ValueError, AuthenticationError) as error:  # something listens: most likely a Ray with a token
+            first = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ConfigError(f"{rule}: {first}. Where it has a token, {TOKEN_HINT}") from error
         return
     with _inherited():
         ray.init(

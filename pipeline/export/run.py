@@ -82,16 +82,21 @@ def export(run: Run, settings: ExportSettings) -> Export:
 def check_place(workspace: Store, settings: ExportSettings) -> None:
     """Refuses a place that holds what is not ours, before the work that an export is at the end of.
 
-    In a bucket, whose listings may lag behind, this is known only while the workspace is new; `export` looks again.
+    In a bucket, whose listings may lag behind, claims are known only while the workspace is new. Where an export to
+    this place is whole, it may be the one that is asked for, whatever else lies there. `export` looks again anyway.
 
     Raises:
         WorkspaceError: the place holds files that are not from an export of this workspace.
     """
     target = open_target(settings)
-    if not (sizes := target.sizes()) or not (workspace.is_local or not workspace.exists(STATUS)):
+    sizes = target.sizes()
+    claims_are_known = workspace.is_local or not workspace.exists(STATUS)
+    if not sizes or not claims_are_known:
         return
-    with contextlib.suppress(DamagedError):  # of a claim: the export has it made again
-        check_owned(target, read_claims(workspace), sizes)
+    with contextlib.suppress(DamagedError):  # of a claim or a receipt, which the export comes upon again
+        claims = read_claims(workspace)
+        if not any(claim.url == target.url and _find_receipt(workspace, claim.address, sizes) for claim in claims):
+            check_owned(target, claims, sizes)
 
 
 def find_export(run: Run, settings: ExportSettings) -> Export | None:

@@ -150,18 +150,18 @@ def add_up(config: Curation, sampled: Sampled, rates: Rates, machines: Machines,
         steps = _Steps(found, rates.worker.seconds)
         samples = float(sampled.facts.samples)
         first = first_needs(config.steps)
-        for name, work in _first_pass(inputs, first, samples, found).items():
-            left = samples if name == "samples" else samples - found.begun.get(name, 0)
+        for name, (left, work) in _first_pass(inputs, first, samples, found).items():
             steps.add(name, "samples" if name == "samples" else "embedding", left, work)
         rows = steps.add("unique_uid", "unique_uid", samples, unique(inputs, samples))
         done = list(first)
         for step in config.steps:
             needs = [need for need in step.embeddings() if need not in done]
-            left = max(0.0, rows - _begun(found, needs))
+            left = _left(found, needs, rows)
             for name, work in embed_survivors(inputs, needs, left, samples).items():
                 steps.add(name, "embedding", left, work)
             done += needs
-            _check_clusters(step, rows, is_counted=found.samples is not None)
+            if config.given is None:  # whose centroids are applied, however few rows come
+                _check_clusters(step, found.samples, sampled.facts.samples)
             rows = steps.add(step.title, kind_of(step), rows, cost(inputs, step, rows))
         steps.is_bound = False
         steps.add("ledger", "ledger", samples, ledger(inputs, samples))
@@ -176,32 +176,39 @@ def add_up(config: Curation, sampled: Sampled, rates: Rates, machines: Machines,
     )
 
 
-def _first_pass(inputs: Inputs, needs: Sequence[tuple[str, Modality]], rows: float, found: Found) -> dict[str, Work]:
-    """Reading the shards that are new, or where all are read, embedding what a model has not seen."""
+def _first_pass(
+    inputs: Inputs, needs: Sequence[tuple[str, Modality]], rows: float, found: Found
+) -> dict[str, tuple[float, Work]]:
+    """Reading the shards that are new, or where all are read, embedding what a model has not seen: rows and work."""
     if "samples" not in found.artifacts:
         share = found.fresh / len(found.shards) if found.shards else 1.0
-        return dict(pass_over(inputs, needs, rows, share=share))
+        return {name: (rows, work) for name, work in pass_over(inputs, needs, rows, share=share).items()}
     there = {f"{model}.{modality}" for model, modality in needs} & found.artifacts.keys()
     lacking = [need for need in needs if ".".join(need) not in there]
-    works = embed_survivors(inputs, lacking, rows - _begun(found, lacking), rows)
-    return {"samples": Work(), **{name: works.get(name, Work()) for name in map(".".join, needs)}}
+    left = _left(found, lacking, rows)
+    works = embed_survivors(inputs, lacking, left, rows)
+    embeddings = {name: (left, works.get(name, Work())) for name in map(".".join, needs)}
+    return {"samples": (rows, Work()), **embeddings}
 
 
-def _begun(found: Found, needs: Sequence[tuple[str, Modality]]) -> float:
-    """The rows that a stopped pass has stored all of these embeddings of."""
-    return min((found.begun.get(f"{model}.{modality}", 0) for model, modality in needs), default=0)
+def _left(found: Found, needs: Sequence[tuple[str, Modality]], rows: float) -> float:
+    """Of these rows, those that a stopped pass has not stored all of these embeddings of."""
+    return max(0.0, rows - min((found.begun.get(f"{model}.{modality}", 0) for model, modality in needs), default=0))
 
 
-def _check_clusters(step: Step, rows: float, *, is_counted: bool) -> None:
-    """Raises ConfigError where a step asks for more clusters than rows can come to it; they may be an estimate."""
-    asked = getattr(step, "clusters", None)
-    most = max(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else asked
-    if isinstance(most, int) and most > (rows if is_counted else _MISJUDGED * rows):
-        about = "" if is_counted else "about "
-        raise ConfigError(
-            f"{step.title}.clusters must be at most the {about}{round(rows):,} rows that can enter the step, "
-            f"got {most:,}"
-        )
+def _check_clusters(step: Step, counted: int | None, expected: int) -> None:
+    """Raises ConfigError where a step asks for more clusters of its rows than the pool has samples.
+
+    Args:
+        step: of the run.
+        counted: the pool's samples; None where no run has read them.
+        expected: what three shards let expect, which may be too few.
+    """
+    asked = None if getattr(step, "target", None) else getattr(step, "clusters", None)
+    most = max(asked) if isinstance(asked, list | tuple) else asked
+    if isinstance(most, int) and most > (_MISJUDGED * expected if counted is None else counted):
+        samples = f"about {expected:,}" if counted is None else f"{counted:,}"
+        raise ConfigError(f"{step.title}.clusters must be at most the {samples} samples of the pool, got {most:,}")
 
 
 class _Steps:
@@ -223,7 +230,6 @@ class _Steps:
         is_bound = self.is_bound and rows is not None
         if artifact is not None:
             rows_in, rows_out, is_bound = artifact.total("in"), artifact.total("kept"), False
-            rows_out = rows_in if name == "ledger" else rows_out  # which has the rejects, too
             self.is_bound = False
         elif work.kept is None:
             self.is_bound, self.is_known = True, False
@@ -282,4 +288,5 @@ def _start_up(inputs: Inputs, config: Curation, steps: Sequence[PlannedStep]) ->
     memory = rates.driver.bytes + max(start.bytes - rates.worker.bytes for start in imported)
     services = (_SERVICES + _IDLE * inputs.workers) * rates.worker.seconds
     own = sum(step.work.start_seconds for step in steps)
-    return Work(cpu_seconds=driver + services + task_starts(inputs) + own, worker_bytes=memory)
+    seconds = driver + services + task_starts(inputs) + own
+    return Work(cpu_seconds=seconds, driver_seconds=driver, worker_bytes=memory)

@@ -30,7 +30,7 @@ def print_plan(plan: Plan) -> None:
     where = f"{machines.cpus:,} CPUs" + (f" and {machines.gpus:,} {machines.gpu}" if machines.gpus else "")
     prices = f"${machines.cpu_price:g} a CPU hour" + (f", ${machines.gpu_price:g} a GPU hour" if machines.gpus else "")
     print(f"at {prices}, on {where}: {duration(plan.wall_seconds)} at the least, if nothing waits")
-    print(f"its driver schedules {total.tasks:,.0f} tasks, which takes it {duration(total.driver_seconds)}")
+    print(f"its driver schedules {total.tasks:,.0f} tasks, and is busy for {duration(total.driver_seconds)}")
     print(f"left in the workspace and the exports: {size(total.stored)}")
 
 

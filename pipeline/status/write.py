@@ -29,7 +29,7 @@ STATUS = "status.json"
 FORMAT_VERSION = 1
 RUNNING = "running"
 
-_HOW = {RUNNING: "was killed", FAILED: "failed", INTERRUPTED: "was interrupted"}
+_HOW = {RUNNING: "did not end", FAILED: "failed", INTERRUPTED: "was interrupted"}
 _INTERVAL_SECONDS = 10.0
 _LAST_WRITE_SECONDS = 5.0
 _MOST_WORDS = 1000
@@ -86,10 +86,8 @@ def working(store: Store, job: str, progress: Progress) -> Iterator[Progress]:
     with store.locked(progress.note), logs.bound(workspace=store.url), _counted(store, job):
         claim = claim_on(store.url)
         assert claim is not None, f"{store.url} is held"
-        if before := _stopped(store, job):
-            progress.note(
-                f"going on after run {before['run']}, which {_HOW[before['state']]}: what it has stored is used"
-            )
+        if len(_at_work) == 1 and (before := _stopped(store, job)):
+            progress.note(f"going on after run {before}: what is stored for the same settings is used")
         status = _Status(store, job, claim)
         try:
             yield Reporting(progress, status)
@@ -99,13 +97,15 @@ def working(store: Store, job: str, progress: Progress) -> Iterator[Progress]:
         status.end(DONE)
 
 
-def _stopped(store: Store, job: str) -> Mapping[str, Any] | None:
-    """The status of the last job of a workspace, where that is of the same kind and did not end well."""
+def _stopped(store: Store, job: str) -> str | None:
+    """The last job of a workspace and how it ended, where it is of the same kind and did not end well."""
     try:
-        record: dict[str, Any] = store.read_json(STATUS)
-    except (OSError, ValueError):  # none, or none that can be read: it decides nothing
+        record = store.read_json(STATUS)
+        if record["format_version"] != FORMAT_VERSION or record["job"] != job or record["state"] == DONE:
+            return None
+        return f"{record['run']}, which {_HOW[record['state']]}"
+    except (OSError, ValueError, TypeError, KeyError):  # none, or none that can be read: it decides nothing
         return None
-    return record if record.get("job") == job and record.get("state") in _HOW else None
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from pipeline.verify.ledger import check_ledger
 from pipeline.verify.parts import Damage, Tally
 from pipeline.verify.records import check_partition, check_record, find_records
 
-_SOUND, _UNFINISHED = "sound", "unfinished"
+_SOUND, _UNFINISHED, _FILES = "sound", "unfinished", "files only"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def verify(store: Store, *, workers: int, progress: Progress) -> Verified:
             folders[folder.name] = folder
             if folder.tally != Tally():
                 tallies[folder.name] = folder.tally
-            # Files alone, such as a fit that later nights were given, are as they are meant to be.
-            states[folder.name] = _SOUND if folder.manifests or not folder.tally.parts else _UNFINISHED
+            states[folder.name] = _SOUND if folder.manifests else _UNFINISHED if folder.tally.parts else _FILES
             shown.advance(folder.tally.rows)
         for name, tally in spread(partial(check_record, store), list(find_records(store)), workers=workers):
             tallies[name] = tallies.get(name, Tally()) + tally

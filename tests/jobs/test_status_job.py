@@ -100,7 +100,7 @@ def test_status_of_a_curation(tmp_path, capsys):
     assert done.keys() == {"python", "ledger"}
     assert done["python"]["rows"] in (0, 6)  # a worker of the killed run may have outlived it, and seen `go`
     assert done["ledger"]["rows"] == 14
-    assert f"going on after run {found['run']}, which was killed: what it has stored is used" in err
+    assert f"going on after run {found['run']}, which did not end: what is stored for the same settings is used" in err
     assert {line["workspace"] for line in done.values()} == {workspace}
     code, shown = status()
     assert code == 0

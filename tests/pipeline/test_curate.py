@@ -1,6 +1,7 @@
 """A whole curation of a generated pool, on a real Ray: the ledger against the truth, reuse, and invariance."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipeline.plan.machines import Machines
 from pipeline.plan.plan import make_plan
 from pipeline.plan.reuse import find
 from pipeline.pool_plan import PoolSettings
-from pipeline.progress import Progress
+from pipeline.progress import Progress, StepProgress
 from pipeline.sample_faults import GENERATED_MEMBER_LIMIT
 
 pytestmark = pytest.mark.ray
@@ -225,6 +226,42 @@ def test_one_new_shard_costs_one_new_part(pool, tmp_path, ray_here):
     added = {name for name in files_of(tmp_path / "workspace") if name.startswith("samples/")} - before
     assert len({Path(name).parts[2] for name in added if name.endswith(".parquet")}) == 1
     assert summary.samples_seen == 300
+
+
+class Ended(Progress):
+    """Remembers how many rows each step worked on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = {}
+
+    def ended(self, step: StepProgress, end: str) -> None:
+        self.rows[step.name] = (step.rows, step.total, end)
+
+
+def test_a_step_that_goes_on_works_on_what_is_missing(pool, tmp_path, ray_here):
+    settings = config(pool, tmp_path / "workspace", steps=STEPS[:2] + STEPS[3:], report=False)
+    seen, whole = run(settings).samples_seen, ledger_sha256(settings.store)
+    missing, rows = {}, {}
+    for step in ("rules", "raw.image"):
+        (manifest,) = (tmp_path / "workspace" / step).glob("*/manifest-*.json")
+        first, *rest = json.loads(manifest.read_bytes())["parts"]
+        missing[step], rows[step] = first["counts"]["in"], sum(part["counts"]["in"] for part in rest)
+        shutil.rmtree((tmp_path / "workspace" / first["path"]).parent)
+        manifest.unlink()
+    assert find(settings).begun == {}  # a plan looks no further than the first of the two
+    shown = Ended()
+    curate(settings, check(settings), workers=3, progress=shown)
+    assert {step: shown.rows[step] for step in missing} == {
+        step: (count, count, "done") for step, count in missing.items()
+    }
+    assert ledger_sha256(settings.store) == whole
+    (manifest,) = (tmp_path / "workspace/raw.image").glob("*/manifest-*.json")
+    shutil.rmtree((tmp_path / "workspace" / json.loads(manifest.read_bytes())["parts"][0]["path"]).parent)
+    manifest.unlink()
+    begun = find(settings)
+    assert begun.begun["raw.image"] == rows["raw.image"]
+    assert begun.samples == seen
 
 
 def test_too_many_rejects_stop_the_run_before_anything_downstream(pool, tmp_path, ray_here):

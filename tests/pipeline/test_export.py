@@ -277,12 +277,16 @@ def test_workers_of_a_run_that_was_replaced_write_no_more(tmp_path):
 def test_a_place_that_is_taken_is_refused_before_any_work(tmp_path):
     run = two_shards(tmp_path)
     settings = TypeAdapter(Export).validate_python({"format": "webdataset", "path": f"{tmp_path}/out"})
+    notes = tmp_path / "out/notes.txt"
     check_place(run.store, settings)
     run_export(run, tmp_path / "out", format="webdataset")
-    check_place(run.store, settings)
-    (tmp_path / "out/notes.txt").write_text("of somebody")
+    notes.write_text("of somebody")
+    check_place(run.store, settings)  # there is nothing to write
+    (tmp_path / "out/00000000_stats.json").unlink()
     with pytest.raises(WorkspaceError, match=r"export path must be new, .* got .*/out/notes.txt, which is not"):
         check_place(run.store, settings)
+    notes.unlink()
+    check_place(run.store, settings)
 
 
 @pytest.mark.parametrize("listed", [{}, {"exports/gone/claim.json": 300}])

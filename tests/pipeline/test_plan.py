@@ -383,14 +383,15 @@ def test_a_slope_that_noise_hides_is_not_taken_for_none():
 def test_what_a_stopped_pass_has_embedded_is_not_to_be_done_again(config, sampled, rates):
     shards = list_shards(config.pool)
     whole = add_up(config, sampled, rates, MACHINES, Found(shards))
-    begun = add_up(config, sampled, rates, MACHINES, Found(shards, begun={"raw.image": 12}))
+    samples = Artifact("samples", "s", [Part("a", "a", "p", 30, 1, "", {"in": 30, "kept": 30})])
+    begun = add_up(config, sampled, rates, MACHINES, Found(shards, {"samples": samples}, begun={"raw.image": 12}))
     (before,), (after,) = ([step for step in plan.steps if step.name == "raw.image"] for plan in (whole, begun))
     assert before.rows_in - after.rows_in == 12
 
 
 def test_more_clusters_than_rows_are_refused_before_they_come(config, sampled, rates):
     asking = config.model_copy(update={"steps": [config.steps[2].model_copy(update={"clusters": 61})]})
-    rule = "semantic_dedup.clusters must be at most the about 30 rows that can enter the step, got 61"
+    rule = "semantic_dedup.clusters must be at most the about 30 samples of the pool, got 61"
     with pytest.raises(ConfigError, match=rule):
         add_up(asking, sampled, rates, MACHINES, Found(()))
 

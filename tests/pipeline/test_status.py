@@ -141,7 +141,10 @@ def test_the_next_job_says_whom_it_goes_on_after(store):
     write_status(store, pid=2**22 + 1)
     with working(store, "curate", progress):
         pass
-    assert notes == [f"going on after run {killed}, which was killed: what it has stored is used"]
+    assert notes == [f"going on after run {killed}, which did not end: what is stored for the same settings is used"]
+    with working(store, "curate", progress):
+        pass
+    store.replace(STATUS, b"[]")
     with working(store, "curate", progress):
         pass
     assert len(notes) == 1

@@ -255,6 +255,20 @@ def test_a_rebalanced_pool_is_a_fresh_run_that_is_given_the_snapshot(nights, cop
     assert len(ours & theirs) / len(ours | theirs) > 0.5
 
 
+def test_a_curation_leaves_the_workspace_of_nights_alone(nights):
+    config = Curation.model_validate(settings(nights.folder, nights.folder / "pool"))
+    for use in (run_curation, reuse.find):
+        with pytest.raises(WorkspaceError, match=r"must be a workspace without snapshots .* latest is 7"):
+            use(config)
+
+
+def test_nothing_of_undisturbed_nights_is_unfinished(nights):
+    found = verify(Store(str(nights.folder / "work")), workers=2, progress=Progress())
+    fits = {"prune.clusters", "semantic_dedup.clusters"}  # of the first night, whose rows are assigned to a copy
+    assert {row.name.partition("/")[0] for row in found.rows if row.state == "files only"} == fits
+    assert {row.state for row in found.rows} == {"sound", "files only"}
+
+
 def test_an_earlier_snapshot_is_gone_back_to(nights, copied, tmp_path):
     config = job(copied, copied / "pool")
     night = roll_back(config, 3)
