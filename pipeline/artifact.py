@@ -38,8 +38,9 @@ from pipeline.integrity import (
     reading,
     sealed,
 )
+from pipeline.local_files import file_sha256
 from pipeline.parts import Part, Parts
-from pipeline.storage import Store, digest, file_sha256
+from pipeline.storage import Store, digest
 
 FORMAT_VERSION = 1
 ROW_GROUP_ROWS = 8192

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from pipeline.run import Plan, Unit, read_unit
+from pipeline.run import Plan
 from pipeline.spread import spread
 from pipeline.storage import Store
+from pipeline.units import Unit, read_unit
 
 Seen = TypeVar("Seen")
 

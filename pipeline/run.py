@@ -7,26 +7,19 @@ over the shards. The function sees one table for each shard: only the rows that 
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipeline import logs, metrics
+from pipeline import metrics
 from pipeline.artifact import (
     Artifact,
-    find_part,
     manifest_name,
-    mask_digest,
     publish_manifest,
-    publish_part,
-    read_columns,
     read_manifest,
 )
-from pipeline.columns import booleans, scatter
 from pipeline.given import Given, Standing
 from pipeline.parts import Part
 from pipeline.pool import Pool, Shard
@@ -34,9 +27,19 @@ from pipeline.progress import Progress
 from pipeline.spread import balanced, spread
 from pipeline.standing import take_over, without_lost
 from pipeline.storage import Store, digest
+from pipeline.units import (
+    Attribute,
+    Block,
+    Judge,
+    Unit,
+    attribute_unit,
+    judge_unit,
+    load_blocks,
+    load_units,
+    work_in_logs,
+)
 
 Modality = Literal["image", "text"]
-Block = TypeVar("Block")
 
 ROWS_PER_ACTOR = 20_000
 """So few are not worth the start of another."""
@@ -61,37 +64,6 @@ class Read:
 
     artifact: Artifact
     columns: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What a step decided about the rows of one table.
-
-    Attributes:
-        kept_N: which rows go on.
-        reasons: string array, null where kept.
-        details: struct array of the numbers behind each decision, or None.
-    """
-
-    kept_N: NDArray[np.bool_]
-    reasons: pa.Array
-    details: pa.StructArray | None = None
-
-
-Judge = Callable[[pa.Table], Verdicts]
-Attribute = Callable[[pa.Table], pa.Table]
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What one task is told about one shard: where its inputs lie, where its part goes, and the part that stands."""
-
-    shard: str
-    id: str
-    rows: int
-    entering: str | None
-    inputs: tuple[tuple[str, Mapping[str, str]], ...]
-    stands: str | None = None
 
 
 @dataclass
@@ -261,13 +233,13 @@ class Plan:
 
     def loaders(self, groups: Sequence[Sequence[Unit]], load: Callable[[pa.Table], Any]) -> list[Callable[[], Any]]:
         """For each group of units, a picklable function that reads their tables and gives `load` of them joined."""
-        return [partial(_load, self.run.store, tuple(group), load) for group in groups]
+        return [partial(load_units, self.run.store, tuple(group), load) for group in groups]
 
     def blocks(
         self, groups: Sequence[Sequence[Unit]], load: Callable[[pa.Table], Block]
     ) -> list[Callable[[], Iterator[Block]]]:
         """For each group of units, a picklable function that reads them one at a time and gives `load` of each."""
-        return [partial(_blocks, self.run.store, tuple(group), load) for group in groups]
+        return [partial(load_blocks, self.run.store, tuple(group), load) for group in groups]
 
     def map_verdicts(self, judge: Judge, *, info: Mapping[str, Any] | None = None, threads: int = 1) -> Artifact:
         """Applies a judge, which uses so many threads, to every new shard and publishes all verdicts."""
@@ -315,8 +287,8 @@ class Plan:
         return publish_manifest(run.store, artifact, self.settings)
 
     def _map(self, work: Callable[[Unit], Part], threads: int) -> Iterator[Part]:
-        named = partial(_named, self.run.store.url, self.name, work)
-        return spread(named, self.new.units, workers=self.run.workers, num_cpus=threads)
+        logged = partial(work_in_logs, self.run.store.url, self.name, work)
+        return spread(logged, self.new.units, workers=self.run.workers, num_cpus=threads)
 
 
 def _losses(part: Part) -> Mapping[str, int]:
@@ -332,79 +304,3 @@ def find_published(store: Store, folder: str, part_ids: Sequence[str]) -> Artifa
         return read_manifest(store, folder, manifest_name(folder, part_ids))
     except FileNotFoundError:
         return None
-
-
-def read_unit(store: Store, unit: Unit) -> tuple[pa.Table, NDArray[np.bool_]]:
-    """The table a step's function sees of one shard, and which of the shard's rows it holds."""
-    if unit.entering is None:
-        entered_N = np.ones(unit.rows, dtype=bool)
-    else:
-        entered_N = booleans(read_columns(store, unit.entering, ["kept"])["kept"])
-    columns: dict[str, pa.ChunkedArray] = {}
-    for path, names in unit.inputs:
-        table = read_columns(store, path, list(names))
-        assert table.num_rows == unit.rows, f"{path} has {table.num_rows} rows, its shard {unit.rows}"
-        columns |= {new: table[old] for old, new in names.items()}
-    return pa.table(columns).filter(pa.array(entered_N)), entered_N
-
-
-def read_standing(store: Store, unit: Unit) -> tuple[pa.Table, NDArray[np.bool_]]:
-    """`read_unit` of a shard whose verdicts stand, and which of the rows in the table they keep."""
-    assert unit.stands is not None
-    table, entered_N = read_unit(store, unit)
-    return table, booleans(read_columns(store, unit.stands, ["kept"])["kept"])[entered_N]
-
-
-def _load(store: Store, units: Sequence[Unit], load: Callable[[pa.Table], Any]) -> Any:
-    return load(pa.concat_tables([read_unit(store, unit)[0] for unit in units]))
-
-
-def _blocks(store: Store, units: Sequence[Unit], load: Callable[[pa.Table], Block]) -> Iterator[Block]:
-    for unit in units:
-        yield load(read_unit(store, unit)[0])
-
-
-def _finished(store: Store, folder: str, unit: Unit) -> Part | None:
-    part = find_part(store, f"{folder}/{unit.id}")
-    return replace(part, shard=unit.shard) if part else None
-
-
-def _named(workspace: str, step: str, work: Callable[[Unit], Part], unit: Unit) -> Part:
-    """Works on a unit, and names it in all that is logged meanwhile."""
-    with logs.bound(workspace=workspace, step=step, shard=unit.shard):
-        return work(unit)
-
-
-def judge_unit(store: Store, folder: str, judge: Judge, unit: Unit) -> Part:
-    """Judges the rows of one shard and publishes the verdicts, or finds them published."""
-    if part := _finished(store, folder, unit):
-        return part
-    table, entered_N = read_unit(store, unit)
-    verdicts = judge(table)
-    columns = {
-        "kept": scatter(pa.array(verdicts.kept_N), entered_N),
-        "reason": scatter(verdicts.reasons, entered_N),
-    }
-    if verdicts.details is not None:
-        columns["detail"] = scatter(verdicts.details, entered_N)
-    result = pa.table(columns)
-    kept_N = booleans(result["kept"])
-    counts = {"in": int(entered_N.sum()), "kept": int(kept_N.sum())}
-    dropped = verdicts.reasons.drop_null().value_counts()
-    counts |= {f"dropped:{item['values']}": item["counts"] for item in dropped.to_pylist()}
-    assert counts["in"] == counts["kept"] + sum(n for key, n in counts.items() if key.startswith("dropped:")), counts
-    draft = Part(unit.shard, unit.id, "", 0, 0, "", counts, mask_digest(kept_N))
-    return publish_part(store, folder, draft, [result], result.schema)
-
-
-def attribute_unit(store: Store, folder: str, attribute: Attribute, unit: Unit) -> Part:
-    """Computes and publishes the new columns of one shard, or finds them published."""
-    if part := _finished(store, folder, unit):
-        return part
-    table, entered_N = read_unit(store, unit)
-    columns = attribute(table)
-    result = pa.table(
-        [scatter(column.combine_chunks(), entered_N) for column in columns.columns], schema=columns.schema
-    )
-    draft = Part(unit.shard, unit.id, "", 0, 0, "", {"in": int(entered_N.sum()), "kept": int(entered_N.sum())})
-    return publish_part(store, folder, draft, [result], result.schema)

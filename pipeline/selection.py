@@ -32,8 +32,9 @@ from operators.selection import (
     tighten,
 )
 from pipeline import placement
-from pipeline.run import Plan, Unit, read_unit
+from pipeline.run import Plan
 from pipeline.storage import Store
+from pipeline.units import Unit, read_unit
 
 Loader = Callable[[], tuple[NDArray[np.int32], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]]
 """Returns (group_N, key_N, high_N, low_N) of one part; picklable, and the same each time it is called."""

@@ -7,7 +7,6 @@ writer wins, whole.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,12 +21,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import InputChanged, WorkspaceError
 from pipeline.lease import check_held, held
+from pipeline.local_files import create, flush, walk
 from pipeline.remote import ATTEMPTS, is_s3, open_location, retry
 from pipeline.resuming import resuming
 from pipeline.temporary import temporary_path
 
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV}
 
 _UPLOAD_PART_BYTES = 16 << 20
 _UPLOADS_AT_ONCE = 4
@@ -135,7 +134,7 @@ class Store:
         """
         root = self.path().rstrip("/") + "/"
         if self.is_local:
-            return {path[len(root) :]: size for path, size in sorted(_walk(self.path(folder), pass_closed))}
+            return {path[len(root) :]: size for path, size in sorted(walk(self.path(folder), pass_closed=pass_closed))}
         self.filesystem.invalidate_cache()
         found = retry(lambda: self.filesystem.find(self.path(folder), detail=True))
         # A path that ends in a slash stands for a folder that was made by hand.
@@ -190,7 +189,7 @@ class Store:
         """
         with explain_write_errors(self.url):
             if self.is_local:
-                return _link(scratch, Path(self.path(name)))
+                return create(scratch, Path(self.path(name)))
             return self._create_remote(name, scratch)
 
     def publish(self, name: str, data: bytes) -> bool:
@@ -227,7 +226,7 @@ class Store:
             if not self.is_local:
                 self._overwrite_remote(name, scratch)
                 return
-            _flush(scratch)
+            flush(scratch)
             Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
             scratch.replace(self.path(name))
 
@@ -321,12 +320,6 @@ def digest(*values: Any) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a local file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextlib.contextmanager
 def explain_write_errors(url: str) -> Iterator[None]:
     """Turns a refused write into a WorkspaceError that names the folder and the system's word for why."""
@@ -351,56 +344,3 @@ def _put(filesystem: Any, path: str, source: bytes | Path, mode: str) -> None:
 
 def _writable(url: str) -> str:
     return f"{url} must be a folder that can be written to"
-
-
-def _walk(top: str, pass_closed: bool) -> Iterator[tuple[str, int]]:
-    """Path and size of every file below a folder, or of the one file; a link to a folder is taken for one, too."""
-
-    def fail(error: OSError) -> None:
-        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if not (gone or (pass_closed and isinstance(error, PermissionError))):
-            raise error
-
-    if Path(top).is_file():
-        yield top, Path(top).stat().st_size
-        return
-    for folder, folders, names in os.walk(top, onerror=fail):
-        links = (name for name in folders if Path(folder, name).is_symlink())
-        for path in (Path(folder, name) for name in [*names, *links]):
-            with contextlib.suppress(FileNotFoundError):  # gone since
-                yield str(path), (path.stat() if path.exists() else path.lstat()).st_size
-
-
-def _flush(scratch: Path) -> None:
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _link(scratch: Path, target: Path) -> bool:
-    _flush(scratch)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(scratch, target)
-    except FileExistsError:
-        return file_sha256(scratch) == file_sha256(target)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        return _rename_exclusively(scratch, target)
-    return True
-
-
-def _rename_exclusively(scratch: Path, target: Path) -> bool:
-    """For file systems without hard links: whoever holds the folder sees whether the name is free, and takes it.
-
-    The name appears with its whole content, and the system lets go of the folder when a writer dies.
-    """
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        if target.exists():
-            return file_sha256(scratch) == file_sha256(target)
-        scratch.rename(target)
-    finally:
-        os.close(folder)
-    return True

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from operators.uids import split_uids
 from pipeline.columns import fixed_rows, uid_rows
 from pipeline.findings import RECEIPT, Findings, bring_home, write_found
-from pipeline.run import Plan, Unit, read_standing, read_unit
+from pipeline.run import Plan
 from pipeline.shuffle import PARTITION, num_partitions, shuffle
 from pipeline.storage import Store
+from pipeline.units import Unit, read_standing, read_unit
 
 _REPEAT_SCHEMA = pa.schema(
     [

@@ -23,9 +23,9 @@ from pipeline.artifact import parquet_bytes
 from pipeline.columns import embeddings, fixed_binary, uid_rows
 from pipeline.duplicates.layout import Layout
 from pipeline.findings import write_found
-from pipeline.run import Unit, read_standing, read_unit
 from pipeline.shuffle import PARTITION
 from pipeline.storage import Store
+from pipeline.units import Unit, read_standing, read_unit
 
 FOUND = pa.schema(
     [

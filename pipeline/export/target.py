@@ -14,8 +14,9 @@ from operators.errors import WorkspaceError
 from pipeline.claim import Claim
 from pipeline.export.settings import Export
 from pipeline.integrity import read_sealed, sealed
+from pipeline.local_files import file_sha256
 from pipeline.remote import retry
-from pipeline.storage import Store, file_sha256
+from pipeline.storage import Store
 
 FOLDERS = {"webdataset", "parquet", "clip_retrieval", "semdedup"}
 """The formats that fill a folder of their own."""

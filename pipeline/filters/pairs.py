@@ -18,8 +18,8 @@ from pipeline.columns import present, uid_rows
 from pipeline.filters.drawing import Drawn
 from pipeline.pool import Pool, Shard
 from pipeline.readers import RawSample, read_shard
-from pipeline.run import Unit, read_unit
 from pipeline.storage import Store
+from pipeline.units import Unit, read_unit
 
 PAIR_COLUMNS = {name: name for name in ("uid", "row", "caption", "image_hash", "reason")}
 """What a plan must read of `samples` so that pairs can be decoded by it."""

@@ -18,8 +18,9 @@ from pipeline.filters.pairs import PairReader, Pairs, has_image, has_pair
 from pipeline.parts import Part
 from pipeline.placement import num_actors, num_on_gpus
 from pipeline.pool import Pool, Shard
-from pipeline.run import Plan, Unit, attribute_unit
+from pipeline.run import Plan
 from pipeline.storage import Store
+from pipeline.units import Unit, attribute_unit
 
 _ROWS_PER_ACTOR = 1_000
 

@@ -15,10 +15,10 @@ from pipeline.plan.clusters import clusters, compare_members
 from pipeline.plan.rehearsal import Content, Rehearsed, decided_at_random
 from pipeline.plan.work import MANIFEST_BYTES, Inputs, Work
 from pipeline.pool import Pool, Source
-from pipeline.run import Judge
 from pipeline.shuffle import ROWS_PER_PARTITION
 from pipeline.steps import rules, unique_uid
 from pipeline.steps.base import Step
+from pipeline.units import Judge
 
 Formula = Callable[[Inputs, Any, float], Work]
 Details = Mapping[str, Content]

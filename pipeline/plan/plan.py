@@ -156,8 +156,7 @@ def add_up(config: Curation, sampled: Sampled, rates: Rates, machines: Machines,
         done = list(first)
         for step in config.steps:
             needs = [need for need in step.embeddings() if need not in done]
-            left = _left(found, needs, rows)
-            for name, work in embed_survivors(inputs, needs, left, samples).items():
+            for name, (left, work) in _later_pass(inputs, needs, rows, found).items():
                 steps.add(name, "embedding", left, work)
             done += needs
             if config.given is None:  # whose centroids are applied, however few rows come
@@ -183,17 +182,17 @@ def _first_pass(
     if "samples" not in found.artifacts:
         share = found.fresh / len(found.shards) if found.shards else 1.0
         return {name: (rows, work) for name, work in pass_over(inputs, needs, rows, share=share).items()}
-    there = {f"{model}.{modality}" for model, modality in needs} & found.artifacts.keys()
-    lacking = [need for need in needs if ".".join(need) not in there]
-    left = _left(found, lacking, rows)
-    works = embed_survivors(inputs, lacking, left, rows)
-    embeddings = {name: (left, works.get(name, Work())) for name in map(".".join, needs)}
-    return {"samples": (rows, Work()), **embeddings}
+    return {"samples": (rows, Work()), **_later_pass(inputs, needs, rows, found)}
 
 
-def _left(found: Found, needs: Sequence[tuple[str, Modality]], rows: float) -> float:
-    """Of these rows, those that a stopped pass has not stored all of these embeddings of."""
-    return max(0.0, rows - min((found.begun.get(f"{model}.{modality}", 0) for model, modality in needs), default=0))
+def _later_pass(
+    inputs: Inputs, needs: Sequence[tuple[str, Modality]], rows: float, found: Found
+) -> dict[str, tuple[float, Work]]:
+    """Embedding what is lacking of these rows, of which a stopped pass may have stored some: rows and work."""
+    lacking = [need for need in needs if ".".join(need) not in found.artifacts]
+    left = max(0.0, rows - min((found.begun.get(".".join(need), 0) for need in lacking), default=0))
+    works = embed_survivors(inputs, lacking, left, inputs.facts.samples)
+    return {name: (left, works.get(name, Work())) for name in map(".".join, needs)}
 
 
 def _check_clusters(step: Step, counted: int | None, expected: int) -> None:

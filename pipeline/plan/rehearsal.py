@@ -22,9 +22,9 @@ from pipeline.artifact import parquet_bytes, publish_part
 from pipeline.ledger import SCHEMA
 from pipeline.ledger_writer import ShardVerdicts, ledger_rows
 from pipeline.parts import Part
-from pipeline.run import Judge, Unit, Verdicts, attribute_unit, judge_unit
 from pipeline.storage import Store
 from pipeline.stream.work import SAMPLES_SCHEMA
+from pipeline.units import Judge, Unit, Verdicts, attribute_unit, judge_unit
 
 Content = Literal["number", "constant", "cluster", "of its cluster", "uid of few"]
 """What a column of details holds: a float64 of the row, the same for all rows, the row's cluster, a float64 that all

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from operators.errors import WinnowError
+from operators.errors import WinnowError, WorkspaceError
 from pipeline import logs, metrics
 from pipeline.claim import Claim
 from pipeline.failures import disk_error, winnow_error
@@ -104,7 +104,7 @@ def _stopped(store: Store, job: str) -> str | None:
         if record["format_version"] != FORMAT_VERSION or record["job"] != job or record["state"] == DONE:
             return None
         return f"{record['run']}, which {_HOW[record['state']]}"
-    except (OSError, ValueError, TypeError, KeyError):  # none, or none that can be read: it decides nothing
+    except (OSError, WorkspaceError, TypeError, KeyError):  # none, or none that can be read: it decides nothing
         return None
 
 

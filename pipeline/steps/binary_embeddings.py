@@ -29,10 +29,11 @@ from pipeline.filters.drawing import Drawn, draw_rows
 from pipeline.filters.files import TrainedFilter, filter_bytes
 from pipeline.filters.memory import check_room
 from pipeline.models import decide_precision, model_identity
-from pipeline.run import Modality, Plan, Read, Run, Unit, read_unit
+from pipeline.run import Modality, Plan, Read, Run
 from pipeline.spread import spread
 from pipeline.steps.learned import Learned
 from pipeline.storage import Store
+from pipeline.units import Unit, read_unit
 
 _COPIES = 3
 """Of the rows while they are read, put in order and laid side by side."""

@@ -25,11 +25,12 @@ from pipeline.columns import embeddings, present, scatter, uid_rows
 from pipeline.paths import resolve_source
 from pipeline.pool import Source
 from pipeline.references import check_reference, embed_reference, reference_facts
-from pipeline.run import Modality, Read, Run, Verdicts
+from pipeline.run import Modality, Read, Run
 from pipeline.spread import spread
 from pipeline.steps.base import Step, reasons
 from pipeline.steps.semantic_dedup import Epsilon
 from pipeline.storage import Store
+from pipeline.units import Verdicts
 
 _BLOCK_ROWS = 16_384
 """Evaluation images compared at a time: 64 MB as float64 at 512 dimensions."""

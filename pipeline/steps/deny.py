@@ -30,9 +30,10 @@ from pipeline.artifact import Artifact, publish_beside
 from pipeline.integrity import read_sealed, sealed
 from pipeline.paths import Storage, resolve
 from pipeline.remote import read_whole
-from pipeline.run import Read, Run, Verdicts
+from pipeline.run import Read, Run
 from pipeline.steps.base import Stands, Step
 from pipeline.storage import Store, digest
+from pipeline.units import Verdicts
 
 _HASH = re.compile("(?:[0-9a-fA-F]{32}){1,2}")
 

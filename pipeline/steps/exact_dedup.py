@@ -13,9 +13,10 @@ import pyarrow as pa
 from operators.uids import join_uids
 from pipeline.artifact import Artifact
 from pipeline.findings import Findings, positions_of
-from pipeline.run import Read, Run, Verdicts
+from pipeline.run import Read, Run
 from pipeline.steps.base import Stands, Step, reasons
 from pipeline.uniqueness import find_repeats
+from pipeline.units import Verdicts
 
 
 class ExactDedup(Step):

@@ -33,7 +33,7 @@ from pipeline.config.problems import KeyProblem
 from pipeline.failures import winnow_error
 from pipeline.given import Given
 from pipeline.paths import resolve
-from pipeline.run import Modality, NotPublished, Plan, Read, Run, Verdicts
+from pipeline.run import Modality, NotPublished, Plan, Read, Run
 from pipeline.selection import plan_cutoffs, rows_to_keep
 from pipeline.steps.base import Step, refuse_ignored, refuse_nightly
 from pipeline.steps.clusters import cluster
@@ -42,6 +42,7 @@ from pipeline.steps.groups import best_of_each, group_ids, group_names, read_cut
 from pipeline.steps.thresholds import Best, ThresholdFile, estimate
 from pipeline.steps.values import SAMPLE_COLUMNS, Ranking, Values, draws, numbers, read_values
 from pipeline.storage import Store, digest, to_json
+from pipeline.units import Verdicts
 
 
 class Filter(Step):

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from operators.errors import InputError
 from operators.selection import Cutoffs, Keys
 from pipeline.artifact import parquet_bytes, publish_beside, read_columns
-from pipeline.run import Plan, Unit, read_unit
+from pipeline.run import Plan
 from pipeline.selection import plan_cutoffs
 from pipeline.spread import spread
 from pipeline.steps.values import Ranking
 from pipeline.storage import Store
+from pipeline.units import Unit, read_unit
 
 MAX_GROUPS = 1_000_000
 """The driver holds some 200 bytes for each."""

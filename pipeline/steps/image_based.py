@@ -25,12 +25,13 @@ from pipeline.columns import present, scatter
 from pipeline.paths import resolve_source
 from pipeline.pool import Source
 from pipeline.references import check_reference, embed_reference, reference_facts
-from pipeline.run import Plan, Read, Run, Verdicts
+from pipeline.run import Plan, Read, Run
 from pipeline.spread import spread
 from pipeline.steps.base import refuse_nightly
 from pipeline.steps.clustered import Clustered
 from pipeline.steps.clusters import assign_rows, cluster, fit_of
 from pipeline.storage import Store
+from pipeline.units import Verdicts
 
 
 class ImageBased(Clustered):

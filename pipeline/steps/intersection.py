@@ -21,8 +21,9 @@ from pipeline.artifact import Artifact, read_schema
 from pipeline.columns import booleans
 from pipeline.config.problems import KeyProblem
 from pipeline.config.yaml_values import KeyPath
-from pipeline.run import Modality, Read, Run, Verdicts
+from pipeline.run import Modality, Read, Run
 from pipeline.steps.base import Step, refuse_nightly
+from pipeline.units import Verdicts
 
 if TYPE_CHECKING:
     from pipeline.steps.registry import AnyStep  # which names this class in turn, and completes it

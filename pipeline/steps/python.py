@@ -25,10 +25,11 @@ from pydantic import Field
 
 from operators.errors import ConfigError, InputError
 from pipeline.artifact import Artifact
-from pipeline.run import Read, Run, Verdicts
+from pipeline.run import Read, Run
 from pipeline.steps.base import Step, reasons
 from pipeline.storage import digest
 from pipeline.stream.work import SAMPLES_SCHEMA
+from pipeline.units import Verdicts
 
 
 class Python(Step):

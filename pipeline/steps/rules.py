@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from operators.rules import RuleSettings, apply_rules
 from pipeline.artifact import Artifact
-from pipeline.run import Read, Run, Verdicts
+from pipeline.run import Read, Run
 from pipeline.steps.base import Step
+from pipeline.units import Verdicts
 
 
 class Rules(Step, RuleSettings):

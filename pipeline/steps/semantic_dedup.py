@@ -37,10 +37,11 @@ from pipeline.columns import uid_rows
 from pipeline.duplicates.layout import lay_out, meeting_new
 from pipeline.findings import Findings, positions_of
 from pipeline.fold import fold
-from pipeline.run import Modality, Plan, Read, Run, Verdicts
+from pipeline.run import Modality, Plan, Read, Run
 from pipeline.steps.base import Stands, reasons
 from pipeline.steps.clustered import NearestClustered
 from pipeline.steps.clusters import Fit, cluster, fit_of
+from pipeline.units import Verdicts
 
 if TYPE_CHECKING:
     from pipeline.duplicates.search import Duplicates  # imports torch

@@ -19,11 +19,12 @@ from operators.selection import Cutoffs, Keys, cutoff_value, is_kept
 from operators.thresholds import Subset, kept_share_interval, reaches
 from pipeline.paths import Storage
 from pipeline.remote import read_whole
-from pipeline.run import Plan, Unit, read_unit
+from pipeline.run import Plan
 from pipeline.selection import plan_cutoffs
 from pipeline.spread import spread
 from pipeline.steps.values import Ranking, draws
 from pipeline.storage import Store
+from pipeline.units import Unit, read_unit
 
 Best = Literal["highest", "lowest"]
 Interval = tuple[float, float]

@@ -15,9 +15,10 @@ from operators.rejects import Reason
 from pipeline.artifact import Artifact
 from pipeline.columns import present
 from pipeline.findings import Findings, positions_of
-from pipeline.run import Read, Run, Verdicts
+from pipeline.run import Read, Run
 from pipeline.steps.base import Stands, Step
 from pipeline.uniqueness import find_repeats
+from pipeline.units import Verdicts
 
 _DETAIL = pa.struct([("first_shard", pa.string()), ("first_row", pa.int64())])
 

@@ -79,10 +79,8 @@ def start(client: JobSubmissionClient, job: Job, *, again: bool, note: Callable[
 def _after(latest: JobDetails | None) -> str:
     if latest is None:
         return ""
-    once_more = latest.status == JobStatus.SUCCEEDED
-    return (
-        f", {'once more after' if once_more else 'which goes on where'} {latest.submission_id} ended ({latest.status})"
-    )
+    relation = "once more after" if latest.status == JobStatus.SUCCEEDED else "which goes on where"
+    return f", {relation} {latest.submission_id} ended ({latest.status})"
 
 
 def stop(client: JobSubmissionClient, job: Job, note: Callable[[str], None]) -> None:

@@ -15,8 +15,9 @@ import torch
 
 from operators.errors import DamagedError, WorkspaceError
 from pipeline.integrity import checksum, damaged, read_sealed, reading, sealed
+from pipeline.local_files import file_sha256
 from pipeline.quarantine import move_away
-from pipeline.storage import Store, file_sha256
+from pipeline.storage import Store
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"

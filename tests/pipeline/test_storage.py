@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from operators.errors import WorkspaceError
-from pipeline import storage
-from pipeline.storage import Store, digest, explain_write_errors, file_sha256, to_json
+from pipeline import local_files
+from pipeline.local_files import file_sha256
+from pipeline.storage import Store, digest, explain_write_errors, to_json
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_a_file_system_without_hard_links(store, monkeypatch, number):
     def no_links(*args, **kwargs):
         raise OSError(number, "no links here")
 
-    monkeypatch.setattr(storage.os, "link", no_links)
+    monkeypatch.setattr(local_files.os, "link", no_links)
     assert store.publish("a", b"one")
     assert store.publish("a", b"one")
     assert not store.publish("a", b"two")
@@ -76,7 +77,7 @@ def test_without_hard_links_a_name_never_holds_half_a_file(store, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage.os, "link", no_links)
+    monkeypatch.setattr(local_files.os, "link", no_links)
     with monkeypatch.context() as kill:
         kill.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -96,7 +97,7 @@ def test_without_hard_links_exactly_one_of_many_writers_wins(store):
 def publish_without_links(store: Store, number: int) -> bool:
     with store.scratch("") as scratch:
         scratch.write_bytes(b"%d" % number)
-        return storage._rename_exclusively(scratch, Path(store.path("name")))
+        return local_files._rename_exclusively(scratch, Path(store.path("name")))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])

@@ -27,7 +27,7 @@ from operators.density import inter_distances, intra_distances
 from operators.errors import UserError
 from operators.quotas import solve_quotas
 from pipeline.artifact import Artifact, parquet_bytes, publish_beside
-from pipeline.run import Plan, Read, Run, Unit, Verdicts, read_standing, read_unit
+from pipeline.run import Plan, Read, Run
 from pipeline.spread import spread
 from pipeline.steps.base import refuse_ignored
 from pipeline.steps.clustered import Clustered
@@ -36,6 +36,7 @@ from pipeline.steps.prune import ranked, stratified
 from pipeline.steps.prune.base import Prune
 from pipeline.steps.prune.ranked import Members
 from pipeline.storage import Store
+from pipeline.units import Unit, Verdicts, read_standing, read_unit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -16,8 +16,9 @@ from operators.selection import Cutoffs, Keys, cutoff_value, is_kept, order_key
 from operators.uids import split_uids
 from pipeline.columns import present, scatter, uid_rows
 from pipeline.fold import fold
-from pipeline.run import Plan, Verdicts
+from pipeline.run import Plan
 from pipeline.selection import plan_cutoffs
+from pipeline.units import Verdicts
 
 Ints = NDArray[np.int64]
 

@@ -17,10 +17,11 @@ from operators.selection import Cutoffs, Keys, is_kept, unit_values
 from operators.uids import split_uids
 from pipeline.artifact import Artifact
 from pipeline.columns import uid_rows
-from pipeline.run import Read, Run, Verdicts
+from pipeline.run import Read, Run
 from pipeline.selection import plan_cutoffs
 from pipeline.steps.base import reasons
 from pipeline.steps.prune.base import Prune
+from pipeline.units import Verdicts
 
 
 class RandomPrune(Prune):

@@ -15,8 +15,9 @@ from operators.hashing import keyed_hash
 from operators.selection import Cutoffs, Keys, cutoff_value, is_kept, order_key
 from operators.uids import split_uids
 from pipeline.columns import present, scatter, uid_rows
-from pipeline.run import Plan, Verdicts
+from pipeline.run import Plan
 from pipeline.selection import plan_cutoffs
+from pipeline.units import Verdicts
 
 Members = Literal["hard", "easy", "random", "stratified"]
 Ranker = Callable[[pa.Table], Keys]

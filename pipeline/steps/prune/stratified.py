@@ -22,9 +22,10 @@ from operators.strata import stratum
 from operators.uids import split_uids
 from pipeline.columns import uid_rows
 from pipeline.fold import fold
-from pipeline.run import Plan, Verdicts
+from pipeline.run import Plan
 from pipeline.selection import plan_cutoffs
 from pipeline.steps.prune.ranked import verdicts
+from pipeline.units import Verdicts
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
