@@ -6,9 +6,10 @@ they are. Arrays that lie beside a table are found by `pipeline.array_files`.
 """
 
 import hashlib
+import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -239,7 +240,8 @@ def _find_files(source: Source, fs: Any, root: str) -> list[_File]:
     except Exception as error:
         raise _unreachable(source, error) from error
     files = []
-    for place, info in found.items():
+    for place, listed in found.items():
+        info = _followed(fs, listed)
         if info["type"] != "file" or not (is_exact or place.lower().endswith(_SUFFIXES[source.format])):
             continue
         if not place.startswith(f"{root}/"):
@@ -249,6 +251,21 @@ def _find_files(source: Source, fs: Any, root: str) -> list[_File]:
         if not is_labels and not any(part.startswith(".") for part in relative.split("/")):
             files.append(_File(place, relative, info["size"] or 0, version_of(info)))
     return sorted(files, key=lambda file: file.relative)
+
+
+def _followed(fs: Any, info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a link on a disk, what it leads to: that file's size, and the time that changes with it.
+
+    Raises:
+        InputError: it leads to nothing.
+    """
+    if not info.get("islink"):
+        return info
+    try:
+        found: Mapping[str, Any] = fs.info(os.path.realpath(info["name"]))
+    except FileNotFoundError as error:
+        raise InputError(f"pool path must hold files, got {info['name']}, a link to nothing") from error
+    return found
 
 
 def _find_labels(source: Source, fs: Any, images: _File) -> list[_File]:
@@ -267,7 +284,7 @@ def _find_file(source: Source, fs: Any, key: str, url: str, *, is_named: bool) -
         if is_named:
             raise InputError(f"{key} must be a file, got {url}")
         return []
-    info = retry(lambda: fs.info(path))
+    info = _followed(fs, retry(lambda: fs.info(path)))
     return [_File(path, posixpath.basename(path), info["size"], version_of(info))]
 
 

@@ -3,6 +3,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import random
 import tarfile
 from pathlib import Path
@@ -262,6 +263,24 @@ def test_missing_and_foreign_shards(tmp_path):
     path.write_bytes(b"PAR1" + bytes(600))
     with pytest.raises(ConfigError, match="pool format must be parquet"):
         check_source(pool.sources[0], [shard])
+
+
+@pytest.mark.parametrize("path", ["pool/*.tar", "pool", "pool/0.tar"])
+def test_a_shard_may_be_a_link_whose_version_is_that_of_the_file(tmp_path, path):
+    whole = tmp_path / "whole.tar"
+    whole.write_bytes(make_tar(pair("a")))
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/0.tar").symlink_to(whole)
+    pool = Pool(format="webdataset", path=str(tmp_path / path))
+    (shard,) = list_shards(pool)
+    assert shard.size == whole.stat().st_size
+    sample, _ = read_shard(pool, shard)
+    assert sample.key == "a"
+    os.utime(whole, (0, 0))
+    assert list_shards(pool)[0].fingerprint != shard.fingerprint
+    whole.unlink()
+    with pytest.raises(InputError, match=r"pool path must (hold files, got .*/0\.tar, a link to nothing|exist, got)"):
+        list_shards(pool)
 
 
 def test_denied_access_is_damage_only_on_a_local_disk(tmp_path, monkeypatch):
